@@ -1,0 +1,47 @@
+"""A classifier: encoder, pooling and head. What is fine-tuned, measured, shipped and served."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.config import Config
+from vitreous.head import Head, LinearHead
+from vitreous.pooling import ClassToken, Pooling
+from vitreous.vit import ViTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(Config):
+    """The parts of a classifier."""
+
+    encoder: ViTConfig = ViTConfig()
+    """The Vision Transformer."""
+    pooling: Pooling = ClassToken()
+    """From tokens to one vector."""
+    head: Head = LinearHead()
+    """From that vector to class scores."""
+    num_classes: int = 1000
+    """Classes told apart."""
+
+    def build(self) -> "Classifier":
+        """A freshly initialised classifier."""
+        return Classifier(self)
+
+
+class Classifier(nn.Module):
+    """Images of any size that divides into patches to class logits."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = config.encoder.build()
+        self.pooling = config.pooling.build(config.encoder)
+        self.head = config.head.build(config.encoder.width, config.num_classes)
+
+    def features(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch width"]:
+        """One vector an image: what the head sees, and what embeddings are."""
+        return self.pooling(self.encoder(images))
+
+    def forward(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch num_classes"]:
+        return self.head(self.features(images))

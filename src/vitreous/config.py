@@ -1,0 +1,190 @@
+"""Typed configuration: frozen dataclasses that build what they describe.
+
+A `Config` is data about one component. It lives in the file of the component, holds that
+component's defaults, and knows how to build it. There is no registry: a field annotated with an
+abstract config (say `Position`) accepts any concrete one, so a new variant is a new class.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import inspect
+import textwrap
+import types
+import typing
+from abc import ABC
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from vitreous.errors import InputError, did_you_mean
+
+TRUSTED_PACKAGE = "vitreous."
+SomeConfig = TypeVar("SomeConfig", bound="Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ABC):
+    """Base of every configuration; adds a lossless round trip to plain JSON types."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types; nested configs carry the `class` that reads them back."""
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
+
+
+def from_dict(data: dict[str, Any]) -> Any:
+    """Rebuild the config that `Config.to_dict` wrote.
+
+    Raises:
+        InputError: if a class is not a config of this package (a run file names classes to import,
+            so only ours are imported) or a field is unknown: an old file must not pass silently.
+    """
+    fields = dict(data)
+    path = str(fields.pop("class", ""))
+    module, _, name = path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name, None) if path.startswith(TRUSTED_PACKAGE) else None
+    if not (inspect.isclass(cls) and issubclass(cls, Config)):
+        raise InputError(f"config names class {path!r}, which is no config of vitreous; give the recipe instead")
+    known = [field.name for field in dataclasses.fields(cls)]
+    for unknown in fields.keys() - set(known):
+        raise InputError(f"{name} has no field {unknown!r}{did_you_mean(unknown, known)}")
+    return cls(**{key: _rich(value) for key, value in fields.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, dict) and "class" in value:
+        return from_dict(value)
+    if isinstance(value, list):
+        return tuple(_rich(item) for item in value)
+    return value
+
+
+def concrete(base: type[SomeConfig]) -> dict[str, type[SomeConfig]]:
+    """The variants of `base` that are imported, by class name; the base itself if it is one."""
+    found = {} if inspect.isabstract(base) else {base.__name__: base}
+    for subclass in base.__subclasses__():
+        found.update(concrete(subclass))
+    return found
+
+
+@dataclass(frozen=True)
+class Field:
+    """One settable number of a config tree, for help pages and diffs."""
+
+    path: str
+    """Dotted name from the root, such as `model.depth`."""
+    value: Any
+    doc: str
+    """The sentence under the field in the source."""
+
+
+def walk(config: Config, prefix: str = "") -> Iterator[Field]:
+    """Every field of `config` and of the configs in it, in the order of the source."""
+    documents = _documents(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        path = prefix + field.name
+        shown = type(value).__name__ if isinstance(value, Config) else value
+        yield Field(path, shown, documents.get(field.name, ""))
+        if isinstance(value, Config):
+            yield from walk(value, f"{path}.")
+
+
+def override(config: SomeConfig, path: str, text: str) -> SomeConfig:
+    """`config` with the field at dotted `path` read from `text`, as the command line gives it.
+
+    A field that holds a config takes the name of a class: `override(run, "model.position", "SinCos2d")`.
+
+    Raises:
+        InputError: if there is no such field or `text` does not fit its type; names what would.
+    """
+    name, _, rest = path.partition(".")
+    names = [field.path for field in walk(config)]
+    if name not in {field.name for field in dataclasses.fields(config)}:
+        raise InputError(f"no field {path!r} in {type(config).__name__}{did_you_mean(path, names)}")
+    old = getattr(config, name)
+    try:
+        if not rest:
+            new = _parse(text, typing.get_type_hints(type(config))[name], path)
+        elif isinstance(old, Config):
+            new = override(old, rest, text)
+        else:
+            raise InputError(f"{name} is {old!r}, which has no fields")
+        return dataclasses.replace(config, **{name: new})
+    except InputError as error:
+        if rest and "no field" in str(error):
+            raise InputError(f"no field {path!r}{did_you_mean(path, names)}") from None
+        raise
+
+
+def _parse(text: str, kind: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if types.NoneType in arguments and text.lower() in ("none", "null"):
+            return None
+        errors = []
+        for argument in arguments:
+            if argument is not types.NoneType:
+                try:
+                    return _parse(text, argument, path)
+                except InputError as error:
+                    errors.append(error)
+        raise errors[0]
+    if origin is typing.Literal:
+        if text in arguments:
+            return text
+        raise InputError(f"{path} cannot be {text!r}{did_you_mean(text, arguments)}")
+    if origin is tuple:
+        kinds = arguments[:1] if arguments[1:] == (...,) else arguments
+        parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
+        if arguments[1:] != (...,) and len(parts) != len(kinds):
+            raise InputError(f"{path} takes {len(kinds)} numbers with commas between, got {text!r}")
+        return tuple(_parse(part.strip(), kinds[i % len(kinds)], path) for i, part in enumerate(parts))
+    if inspect.isclass(kind) and issubclass(kind, Config):
+        choices = {name.lower(): cls for name, cls in concrete(kind).items()}
+        if text.lower() not in choices:
+            raise InputError(
+                f"{path} cannot be {text!r}{did_you_mean(text, [c.__name__ for c in choices.values()])}"
+            )
+        return choices[text.lower()]()
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() not in words:
+            raise InputError(f"{path} is a switch: give true or false, got {text!r}")
+        return words[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise InputError(f"{path} takes {wanted}, got {text!r}") from None
+    return text
+
+
+@functools.cache
+def _documents(cls: type[Config]) -> dict[str, str]:
+    """The string under each annotated field, as it stands in the source, bases first."""
+    documents: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not (issubclass(base, Config) and base is not Config):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):  # a class made without a source file has no help
+            continue
+        body = typing.cast(ast.ClassDef, tree.body[0]).body
+        for statement, below in zip(body, body[1:]):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    documents[statement.target.id] = " ".join(str(below.value.value).split())
+    return documents

@@ -1,0 +1,64 @@
+"""Feed-forward layers: what a block does to each token by itself."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitreous.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward(Config):
+    """Which feed-forward layer a block has."""
+
+    @abstractmethod
+    def build(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
+        """A module from (..., width) to (..., width) through `hidden` channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GELU(FeedForward):
+    """Two linear layers with a GELU between, dropout after each (the paper's App. B.1)."""
+
+    tanh: bool = False
+    """Google's tanh approximation instead of erf; on CPUs it is about 3 times slower."""
+
+    def build(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
+        return MLP(width, hidden, tanh=self.tanh, dropout=dropout)
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int, *, tanh: bool, dropout: float) -> None:
+        super().__init__()
+        self.approximate = "tanh" if tanh else "none"
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        hidden = self.dropout(F.gelu(self.up(x), approximate=self.approximate))
+        return self.dropout(self.down(hidden))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLU(FeedForward):
+    """A linear layer gated by the SiLU of another (Shazeer, arXiv:2002.05202, Eq. 6)."""
+
+    def build(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
+        return GatedMLP(width, hidden, dropout=dropout)
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        hidden = self.dropout(F.silu(self.gate(x)) * self.up(x))
+        return self.dropout(self.down(hidden))

@@ -1,0 +1,66 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitreous.errors import InputError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path`: a reader sees the old file or the new one, also after a power cut.
+
+    Raises:
+        InputError: if the disk is full or `path` cannot be written; whatever stood there still does.
+    """
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` in UTF-8; bytes that are no text (odd file names) are kept as they are."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable (POSIX; elsewhere renames are as durable as they get)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into an `InputError` that says what to do."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space, or choose another place with --out",
+        errno.EDQUOT: "your disk quota is used up; free some space, or choose another place with --out",
+        errno.EROFS: "the file system is read-only; choose another place with --out",
+        errno.EACCES: "you may not write there; choose another place with --out",
+        errno.EPERM: "you may not write there; choose another place with --out",
+        errno.ENOTDIR: "a part of that path is a file; choose another place with --out",
+        errno.EEXIST: "a part of that path is a file; choose another place with --out",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one with --out",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno in reasons:
+            raise InputError(f"cannot write {path}: {reasons[error.errno]}") from error
+        raise

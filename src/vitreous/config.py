@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -25,7 +26,7 @@ SomeConfig = TypeVar("SomeConfig", bound="Config")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ABC):
+class Config(ABC):  # noqa: B024 - abstract leaves are found by their own methods
     """Base of every configuration; adds a lossless round trip to plain JSON types."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,9 +154,7 @@ def _parse(text: str, kind: Any, path: str) -> Any:
     if inspect.isclass(kind) and issubclass(kind, Config):
         choices = {name.lower(): cls for name, cls in concrete(kind).items()}
         if text.lower() not in choices:
-            raise InputError(
-                f"{path} cannot be {text!r}{did_you_mean(text, [c.__name__ for c in choices.values()])}"
-            )
+            raise InputError(f"{path} cannot be {text!r}{did_you_mean(text, [c.__name__ for c in choices.values()])}")
         return choices[text.lower()]()
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -183,8 +182,8 @@ def _documents(cls: type[Config]) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):  # a class made without a source file has no help
             continue
         body = typing.cast(ast.ClassDef, tree.body[0]).body
-        for statement, below in zip(body, body[1:]):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                    documents[statement.target.id] = " ".join(str(below.value.value).split())
+        for statement, below in itertools.pairwise(body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                    documents[name] = " ".join(str(text).split())
     return documents

@@ -31,6 +31,8 @@ class GELU(FeedForward):
 
 
 class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
     def __init__(self, width: int, hidden: int, *, tanh: bool, dropout: float) -> None:
         super().__init__()
         self.approximate = "tanh" if tanh else "none"
@@ -52,6 +54,8 @@ class SwiGLU(FeedForward):
 
 
 class GatedMLP(nn.Module):
+    """SiLU of one linear layer gates another; a third returns to the width."""
+
     def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
         self.gate = nn.Linear(width, hidden)

@@ -35,6 +35,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+def read_text(path: Path) -> str:
+    """What `write_text` wrote: UTF-8, line ends and odd bytes as they are."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable (POSIX; elsewhere renames are as durable as they get)."""
     if os.name == "posix":

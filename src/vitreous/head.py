@@ -33,6 +33,8 @@ class LinearHead(Head):
 
 
 class ZeroLinear(nn.Module):
+    """A linear layer that starts at zero."""
+
     def __init__(self, config: LinearHead, width: int, num_classes: int) -> None:
         super().__init__()
         self.initial_bias = config.bias

@@ -33,6 +33,8 @@ class ClassToken(Pooling):
 
 
 class FirstPrefix(nn.Module):
+    """The class token."""
+
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch width"]:
         return tokens.prefix[:, 0]
 
@@ -46,6 +48,8 @@ class Mean(Pooling):
 
 
 class MeanPatch(nn.Module):
+    """The mean of the patches."""
+
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch width"]:
         return tokens.patches.mean(dim=1)
 
@@ -82,6 +86,7 @@ class AttentionPooling(nn.Module):
                     nn.init.xavier_uniform_(weight)
                 nn.init.zeros_(layer.bias)
         nn.init.xavier_uniform_(self.probe[0])
+        self.norm.reset_parameters()
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch width"]:
         patches = tokens.patches

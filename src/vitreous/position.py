@@ -77,6 +77,8 @@ class Learned(Position):
 
 
 class LearnedEmbedding(PositionEmbedding):
+    """A table over the grid, and a vector for the class token."""
+
     def __init__(self, width: int, grid: Grid, *, class_token_slot: bool) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(*grid, width))
@@ -119,6 +121,8 @@ class SinCos2d(Position):
 
 
 class SinCos2dEmbedding(PositionEmbedding):
+    """Vectors computed for whatever grid comes; nothing is trained."""
+
     def __init__(self, width: int, temperature: float) -> None:
         super().__init__()
         if width % 4 or width < 8:
@@ -149,6 +153,8 @@ class RoPE2d(Position):
 
 
 class RoPE2dEmbedding(PositionEmbedding):
+    """Angles computed for whatever grid comes; nothing is trained."""
+
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
         if head_dim % 4:

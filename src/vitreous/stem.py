@@ -16,14 +16,14 @@ class Stem(Config):
 
     @abstractmethod
     def build(self, *, channels: int, width: int, patch_size: int) -> nn.Module:
-        """A module from (batch, channels, height, width_px) to (batch, width, rows, columns)."""
+        """A module with `init_weights` from (batch, channels, height, width_px) to (batch, width, rows, columns)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patchify(Stem):
     """Each patch through one linear layer, as a convolution that does not overlap (the paper's Eq. 1)."""
 
-    def build(self, *, channels: int, width: int, patch_size: int) -> nn.Module:
+    def build(self, *, channels: int, width: int, patch_size: int) -> "PatchConvolution":
         return PatchConvolution(channels, width, patch_size=patch_size)
 
 

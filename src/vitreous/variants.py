@@ -37,8 +37,9 @@ SIZES: dict[str, Size] = {
 
 # What `vitreous models` lists: sizes and patches with published weights or results.
 PUBLISHED = (
-    "Ti/16 S/32 S/16 S/14 S/8 M/32 M/16 B/32 B/16 B/14 B/8 L/32 L/16 L/14 So400m/16 So400m/14 H/16 H/14 g/14 G/14 e/14"
-).split()
+    *("Ti/16", "S/32", "S/16", "S/14", "S/8", "M/32", "M/16", "B/32", "B/16", "B/14", "B/8", "L/32", "L/16", "L/14"),
+    *("So400m/16", "So400m/14", "H/16", "H/14", "g/14", "G/14", "e/14"),
+)
 
 PAPER_NAME = re.compile(r"(?:vit-)?(?P<size>[a-z0-9]+)[/-](?P<patch>\d+)(?:@(?P<image>\d+))?", re.IGNORECASE)
 TIMM_NAME = re.compile(r"vit_(?P<word>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<image>\d+)(?:\..*)?")

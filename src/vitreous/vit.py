@@ -105,7 +105,9 @@ class Tokens:
         return replace(self, patches=torch.where(mask[..., None], token.to(self.patches.dtype), self.patches))
 
 
-def gather(x: Float[Tensor, "batch token width"], index: Int[Tensor, "batch kept"]) -> Float[Tensor, "batch kept width"]:
+def gather(
+    x: Float[Tensor, "batch token width"], index: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept width"]:
     """Rows of `x` picked per image."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -244,7 +246,7 @@ class ViT(nn.Module):
 
         Xavier-uniform for each of query, key and value by itself; the class token starts at zero.
         """
-        self.stem.init_weights()
+        self.stem.init_weights()  # pyright: ignore[reportCallIssue]
         nn.init.zeros_(self.prefix)
         nn.init.normal_(self.prefix[int(self.config.class_token) :], std=0.02)
         self.position.init_weights()
@@ -259,6 +261,7 @@ class ViT(nn.Module):
             elif isinstance(module, Residual) and module.scale is not None:
                 nn.init.constant_(module.scale, module.initial or 0.0)
         for block in self.blocks:
+            assert isinstance(block, Block)
             for layer in block.mlp.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)

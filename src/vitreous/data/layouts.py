@@ -1,0 +1,103 @@
+"""From what the user names to sources: folders, tars, manifests and the data sets known by name."""
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+
+from vitreous.data import named
+from vitreous.data.archives import TAR_SUFFIXES, list_archive
+from vitreous.data.folders import list_folder
+from vitreous.data.listing import Listing, Splits
+from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
+from vitreous.data.source import Source
+from vitreous.errors import InputError, did_you_mean
+
+
+def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
+    """The data at a path, or of a known name, in the splits it comes with; looks at names, not at images.
+
+    Classes are in natural order (`class 9` before `class 10`, case ignored), except where a named data
+    set has its own. `val` is a second folder, tar or manifest to measure on; its classes are matched by
+    name to those of the first.
+
+    Raises:
+        InputError: if nothing usable is there; says what was found and what is needed.
+    """
+    splits = _named(path_or_name) or _listing(path_or_name).as_splits()
+    if val is not None:
+        listing = _listing(val)
+        if splits.val is not None:
+            splits.notes.append(f"the val images of {path_or_name} are not used, since {val} is given")
+        splits.val = listing.as_held_out(splits.train.classes)
+        splits.notes += [f"{val}: {note}" for note in listing.notes]
+    for split, source in splits.named().items():
+        present = set(source.labels.tolist())
+        absent = [name for i, name in enumerate(source.classes) if i not in present]
+        if absent:
+            splits.notes.append(f"{split} has no images of {', '.join(absent[:5])}{', ...' if absent[5:] else ''}")
+    return splits
+
+
+def open_held_out(path_or_name: str) -> tuple[str, Source]:
+    """The images at a path, or of a known name, to measure a model on, with the name of their split.
+
+    Of several splits test counts, else val, else train; data in one piece are called `all`. One class is
+    enough. Classes are those of the images, in natural order.
+
+    Raises:
+        InputError: if nothing usable is there; says what was found and what is needed.
+    """
+    if (splits := _named(path_or_name)) is not None:
+        name, source = list(splits.named().items())[-1]
+        return ("all" if name == "train" else name), source
+    listing = _listing(path_or_name)
+    for split in ("test", "val", "", "train"):
+        if (source := listing.part(split)) is not None:
+            present = [source.classes[label] for label in np.unique(source.labels)]
+            return split or "all", source.with_classes(present)
+    raise InputError(f"{path_or_name} holds no labelled images; give class folders with images in them")
+
+
+def _named(text: str) -> Splits | None:
+    """The data set of that name, or None if `text` is a path."""
+    name, colon, folder = text.partition(":")
+    if name == "digits" and not colon and not Path(text).exists():
+        return named.digits()
+    readers = {"cifar10": named.cifar10, "fashion-mnist": named.fashion_mnist}
+    if colon and name in readers:
+        return readers[name](Path(folder).expanduser())
+    if not Path(text).exists() and name in readers:
+        raise InputError(f"{name} needs the folder of its files: give {name}:PATH")
+    return None
+
+
+def _listing(text: str) -> Listing:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return list_folder(path)
+    if not path.exists():
+        raise InputError(f"no such file or folder: {text}{_suggestion(path, text)}")
+    if not path.is_file():
+        raise InputError(f"{text} is neither a folder nor a regular file; give one of the two")
+    if path.name.lower().endswith(TAR_SUFFIXES):
+        return list_archive(path)
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return list_manifest(path)
+    raise InputError(
+        f"{text} is no data set; give a folder of class folders, a tar ({', '.join(TAR_SUFFIXES)}; "
+        f"unpack other archives) or a list of images ({', '.join(MANIFEST_SUFFIXES)})"
+    )
+
+
+def _suggestion(path: Path, text: str) -> str:
+    """Near names in the folder where `path` should be, or of the data sets we know."""
+    if ":" in text or not path.parent.name:
+        known = [name.partition(":")[0] for name in named.NAMES]
+        if difflib.get_close_matches(text.partition(":")[0].lower(), known):
+            return did_you_mean(text.partition(":")[0], named.NAMES)
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, 2)
+    if near:
+        return f"; did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
+    return f"; known by name are {', '.join(named.NAMES)}"

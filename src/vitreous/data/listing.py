@@ -1,0 +1,140 @@
+"""What every layout is read into: one source with a split name per image, then one source per split."""
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitreous.data.source import Source
+from vitreous.errors import InputError
+
+SPLIT_SYNONYMS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
+JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
+
+
+@dataclass
+class Splits:
+    """The sources of a data set as the user laid them out; all count labels in the same classes."""
+
+    train: Source
+    val: Source | None = None
+    test: Source | None = None
+    notes: list[str] = field(default_factory=list)
+    """What was skipped or assumed, one line each."""
+
+    def named(self) -> dict[str, Source]:
+        """The splits that exist, by name."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: source for name, source in splits.items() if source is not None}
+
+
+@dataclass
+class Listing:
+    """All images of one folder, archive or manifest."""
+
+    path: str
+    """What the user gave, for messages."""
+    source: Source
+    splits: list[str]
+    """`train`, `val`, `test`, or empty where the layout says nothing, for each image."""
+    notes: list[str]
+
+    def part(self, split: str) -> Source | None:
+        """The images of one split, or None when there are none."""
+        rows = np.flatnonzero(np.array(self.splits, dtype=object) == split)
+        return self.source.select(rows) if len(rows) else None
+
+    def as_splits(self) -> Splits:
+        """Training classes, in natural order, number the labels of every split.
+
+        Raises:
+            InputError: if there is nothing to train on, one class only, or a held-out class is new.
+        """
+        named = set(self.splits) - {""}
+        if named and "train" not in named:
+            raise InputError(
+                f"{self.path} has {' and '.join(sorted(named))} images but none to train on; add a train folder"
+            )
+        train = self.part("train") or self.part("")
+        if train is None:
+            raise InputError(f"{self.path} holds no labelled images; give class folders with images in them")
+        classes = [train.classes[label] for label in np.unique(train.labels)]
+        if len(classes) == 1:
+            raise InputError(
+                f"{self.path} has one class only ({classes[0]}); a classifier needs two or more: "
+                "give the folder above, or add a folder for each class"
+            )
+        notes = list(self.notes)
+        if named and (stray := self.splits.count("")):
+            notes.append(f"{stray} images belong to no split and are not used")
+        held_out = {name: self.part(name) for name in ("val", "test")}
+        return Splits(
+            train.with_classes(classes),
+            **{name: source and source.with_classes(classes) for name, source in held_out.items()},
+            notes=notes,
+        )
+
+    def as_held_out(self, classes: tuple[str, ...]) -> Source:
+        """The images to measure on, labelled by the training `classes`.
+
+        Of several splits the val images count, else the test images.
+
+        Raises:
+            InputError: if there are none, or a class is not among `classes`.
+        """
+        for split in ("val", "test", "", "train"):
+            if (source := self.part(split)) is not None:
+                return source.with_classes(classes)
+        raise InputError(f"{self.path} holds no labelled images; give class folders with images in them")
+
+
+def number(labels: list[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct labels in natural order, and the position of each label among them."""
+    classes = sorted(set(labels), key=natural)
+    position = {name: i for i, name in enumerate(classes)}
+    return classes, np.fromiter((position[label] for label in labels), np.int64, len(labels))
+
+
+def natural(name: str) -> tuple:
+    """A sort key that puts `class 9` before `class 10` and ignores case."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in parts], name
+
+
+def class_name(folder: str) -> str:
+    """A folder's or column's text as a class: composed Unicode, since systems store accents differently."""
+    return unicodedata.normalize("NFC", folder)
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden or left behind by an operating system or an editor."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def split_name(folder: str) -> str:
+    """`train`, `val` or `test` for a folder or column that means it, else empty."""
+    return SPLIT_SYNONYMS.get(folder.lower(), "")

@@ -1,0 +1,183 @@
+"""Batches in an order that is a pure function of the seed, so that one integer is all there is to resume."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitreous import seeding
+from vitreous.data.batch import Batch
+from vitreous.data.source import Source
+from vitreous.data.views import View
+from vitreous.errors import InputError
+
+POLL_S = 5.0
+"""How soon a worker that died is noticed."""
+TIMEOUT_S = 120.0
+"""How long a batch may take."""
+
+Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[Tensor, " batch"], Int[Tensor, " batch"]]
+
+
+def order(n: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The positions 0..n-1 in the order of one epoch."""
+    return seeding.generator(seed, "order", epoch).permutation(n)
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Batches in an epoch of `n` images; what is left over at its end is left out."""
+    return n // min(batch_size, n)
+
+
+def training_batches(
+    source: Source,
+    view: View,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    steps: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """The batches of steps `first_step` to `steps` - 1, whatever the number of workers or restarts.
+
+    Each epoch has an order of its own, and drops the images that do not fill a batch; which ones
+    changes by epoch. A source smaller than `batch_size` gives batches of the whole source.
+
+    Raises:
+        InputError: if an image can no longer be read; names it.
+    """
+    assert len(source) > 0
+    plan = _TrainingPlan(len(source), min(batch_size, len(source)), seed, first_step, steps)
+    yield from _batches(_Images(source, view, seed), view, plan, num_workers=num_workers, device=device)
+
+
+def evaluation_batches(
+    source: Source, view: View, *, batch_size: int, num_workers: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Every image of `source` once, in order; the last batch may be smaller.
+
+    Raises:
+        InputError: if an image can no longer be read; names it.
+    """
+    plan = _EvaluationPlan(len(source), batch_size)
+    yield from _batches(_Images(source, view, None), view, plan, num_workers=num_workers, device=device)
+
+
+@dataclass(frozen=True)
+class _TrainingPlan(Sampler):
+    """For each step the (epoch, position) pairs of its images."""
+
+    n: int
+    batch_size: int
+    seed: int
+    first_step: int
+    steps: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = steps_per_epoch(self.n, self.batch_size)
+        known, positions = -1, np.empty(0, np.int64)
+        for step in range(self.first_step, self.steps):
+            epoch, k = divmod(step, per_epoch)
+            if epoch != known:
+                known, positions = epoch, order(self.n, seed=self.seed, epoch=epoch)
+            yield [(epoch, int(i)) for i in positions[k * self.batch_size : (k + 1) * self.batch_size]]
+
+
+@dataclass(frozen=True)
+class _EvaluationPlan(Sampler):
+    n: int
+    batch_size: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, self.n, self.batch_size):
+            yield [(0, i) for i in range(start, min(start + self.batch_size, self.n))]
+
+
+class _Images(Dataset):
+    """What a worker does: images of one batch, or the reason why there is none, as a value.
+
+    An exception would reach the main process as text with the worker's traceback in it.
+    """
+
+    def __init__(self, source: Source, view: View, seed: int | None):
+        self.source, self.view, self.seed = source, view, seed
+        self.labelled = bool((source.labels >= 0).all())
+
+    def __getitem__(self, wanted: list[tuple[int, int]]) -> Loaded | InputError:
+        images = []
+        for epoch, i in wanted:
+            rng = None if self.seed is None else seeding.generator(self.seed, "augment", epoch, i)
+            try:
+                image = self.source.image(i, min_side=self.view.min_side)
+            except InputError as error:
+                return InputError(
+                    f"cannot read {self.source.name(i)} any more ({error}); put it back, or start a new run"
+                )
+            images.append(self.view(image, rng))
+        index = [i for _, i in wanted]
+        return (torch.stack(images), torch.from_numpy(self.source.labels[index]), torch.tensor(index))
+
+
+def _batches(
+    images: _Images, view: View, plan: Sampler, *, num_workers: int, device: torch.device | str
+) -> Iterator[Batch]:
+    device = torch.device(device)
+    loader = DataLoader(
+        images,
+        batch_size=None,  # the plan gives whole batches
+        sampler=plan,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # or it would draw from the global one
+        pin_memory=device.type == "cuda",
+        timeout=POLL_S if num_workers else 0,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=_context() if num_workers else None,
+    )
+    for loaded in _patient(loader):
+        if isinstance(loaded, InputError):
+            raise loaded
+        pixels, labels, index = (tensor.to(device, non_blocking=True) for tensor in loaded)
+        yield Batch(view.normalise(pixels)[None], labels if images.labelled else None, index)
+
+
+def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
+    """What `loader` gives; its timeout only makes it look whether the workers are alive."""
+    batches, waited = iter(loader), 0.0
+    while True:
+        try:
+            loaded = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            waited += POLL_S
+            if "timed out" in str(error) and waited < TIMEOUT_S:
+                continue
+            if "DataLoader" not in str(error):
+                raise
+            reason = f"no batch in {waited:.0f} s" if "timed out" in str(error) else "a worker process died"
+            advice = "look at memory and disk, or try 0 workers"
+            raise InputError(f"loading images failed: {reason}; {advice}") from error
+        waited = 0.0
+        yield loaded
+
+
+def _start_worker(number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+
+
+def _context() -> BaseContext:
+    """Workers that share no state with a process which may already use threads or a GPU."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # import torch once, not in every worker
+    return context

@@ -1,0 +1,272 @@
+"""Before training: every image is looked at, bad ones and copies are set aside, and a part is held out."""
+
+import csv
+import hashlib
+import io
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitreous.config import Config
+from vitreous.data.duplicates import Duplicates, find_duplicates
+from vitreous.data.layouts import open_data
+from vitreous.data.source import Source
+from vitreous.data.split import stratified
+from vitreous.data.survey import Survey, survey
+from vitreous.errors import InputError
+
+SHOWN = 20
+COLUMNS = ("split", "file", "label", "note")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Which images to train and measure on."""
+
+    path: str = "digits"
+    """Folder of class folders, tar, CSV, or a name: digits, cifar10:PATH, fashion-mnist:PATH."""
+    val: str | None = None
+    """A second folder, tar or CSV to measure on; without one, `path` says or a part is held out."""
+    holdout_ratio: float = 0.2
+    """Part of each class to measure on, where the data come in one piece."""
+    split_seed: int = 0
+    """Another seed holds out other images."""
+    max_bad_ratio: float = 0.01
+    """Part of the files that may be unreadable before training is refused."""
+    allow_bad: bool = False
+    """Train however many files are unreadable."""
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file of the data set that gives no image."""
+
+    name: str
+    split: str
+    reason: str
+
+
+class BadData(InputError):
+    """Too many files cannot be read; `bad` lists them all."""
+
+    def __init__(self, message: str, bad: list[BadFile]):
+        super().__init__(message)
+        self.bad = bad
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A readable image that is left out of training."""
+
+    name: str
+    label: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data to train and measure on, and what there is to know about them."""
+
+    train: Source
+    val: Source | None
+    test: Source | None
+    classes: tuple[str, ...]
+    summary: dict[str, Any]
+    """Counts, sizes, formats, bad files and duplicates, as plain JSON."""
+    bad: list[BadFile]
+    excluded: list[Excluded]
+    fingerprint: str
+    """Equal for equal images, names, labels and splits."""
+
+    @property
+    def held_out(self) -> tuple[str, Source]:
+        """The name and the images of the split to report on: test where there is one, else val."""
+        if self.test is not None:
+            return "test", self.test
+        assert self.val is not None, "prepare always holds something out"
+        return "val", self.val
+
+    def split_csv(self) -> str:
+        """Every readable image with its split and label; `reopen` reads it back."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for split, source in _present(train=self.train, val=self.val, test=self.test).items():
+            names = (source.name(i) for i in range(len(source)))
+            rows.writerows((split, name, self.classes[label], "") for name, label in zip(names, source.labels))
+        rows.writerows(("excluded", image.name, image.label, image.note) for image in self.excluded)
+        return text.getvalue()
+
+
+def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Look at every image that `config` names, and say what to train and what to measure on.
+
+    Splits that exist are kept. Data in one piece are split by class, the held-out part is called test.
+    Unreadable files are left out and counted; `duplicates` says which copies are. `progress` gets the
+    number of images done and of all.
+
+    Raises:
+        BadData: if more than `max_bad_ratio` of the files are unreadable, unless `allow_bad`.
+        InputError: if the data cannot be used; the message says why and what to do.
+    """
+    start = time.monotonic()
+    opened = open_data(config.path, val=config.val)
+    sources, notes, classes = opened.named(), list(opened.notes), opened.train.classes
+    surveys = _survey_all(sources, progress)
+    bad = [
+        BadFile(sources[split].name(i), split, reason)
+        for split, found in surveys.items()
+        for i, reason in sorted(found.bad.items())
+    ]
+    _check_bad(bad, sum(map(len, sources.values())), config)
+
+    digests = {split: found.digests for split, found in surveys.items()}
+    duplicates = find_duplicates(digests, {split: source.labels for split, source in sources.items()})
+    groups = _groups(duplicates, sources)
+    excluded = [
+        Excluded(sources[split].name(i), classes[sources[split].labels[i]], note)
+        for (split, i), note in duplicates.excluded.items()
+    ]
+    rows = {split: _kept(found, split, duplicates) for split, found in surveys.items()}
+    if list(rows) == ["train"]:
+        rows = _hold_out(sources["train"], rows["train"], digests["train"], config)
+        sources["test"], digests["test"] = sources["train"], digests["train"]
+        notes.append(f"{len(rows['test'])} images are held out as test (seed {config.split_seed})")
+    final = {split: sources[split].select(rows[split]) for split in rows}
+    _check_classes(final["train"].labels, classes)
+    for split, source in final.items():
+        if not len(source):
+            raise InputError(f"no image of {split} is usable; repair them or remove that split")
+
+    summary = {
+        "path": config.path,
+        "num_images": sum(map(len, final.values())),
+        "splits": {split: _counts(source) for split, source in final.items()},
+        "classes": list(classes),
+        **_looks(list(surveys.values())),
+        "bad": {"count": len(bad), "first": [vars(file) for file in bad[:SHOWN]]},
+        "duplicates": groups,
+        "excluded": len(excluded),
+        "notes": notes,
+        "seconds": round(time.monotonic() - start, 3),
+    }
+    fingerprint = _fingerprint({split: (final[split], digests[split][rows[split]]) for split in final})
+    return Prepared(final["train"], final.get("val"), final.get("test"), classes, summary, bad, excluded, fingerprint)
+
+
+def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
+    """The splits that `Prepared.split_csv` wrote, by name, without looking at the images again.
+
+    Raises:
+        InputError: if the data are no longer where `config` says or lack a file of the list.
+    """
+    sources = open_data(config.path, val=config.val).named()
+    listed: dict[str, list[str]] = {}
+    for row in csv.DictReader(io.StringIO(split_csv, newline="")):
+        listed.setdefault(row["split"], []).append(row["file"])
+    listed.pop("excluded", None)
+    found = {}
+    for split, names in listed.items():
+        source = sources.get(split, sources["train"])
+        position = {source.name(i): i for i in range(len(source))}
+        if missing := [name for name in names if name not in position]:
+            raise InputError(f"{config.path} no longer has {missing[0]} and {len(missing) - 1} more files of split.csv")
+        found[split] = source.select([position[name] for name in names])
+    return found
+
+
+def _present(**sources: Source | None) -> dict[str, Source]:
+    return {name: source for name, source in sources.items() if source is not None}
+
+
+def _survey_all(sources: dict[str, Source], progress: Callable[[int, int], None] | None) -> dict[str, Survey]:
+    total, done = sum(map(len, sources.values())), 0
+
+    def advance(number: int) -> None:
+        nonlocal done
+        done += number
+        if progress is not None:
+            progress(done, total)
+
+    return {split: survey(source, progress=advance) for split, source in sources.items()}
+
+
+def _check_bad(bad: list[BadFile], num_images: int, config: DataConfig) -> None:
+    if len(bad) < num_images and (config.allow_bad or len(bad) <= config.max_bad_ratio * num_images):
+        return
+    first = "; ".join(f"{file.name}: {file.reason}" for file in bad[:3])
+    advice = "give images" if len(bad) == num_images else "repair or remove them, or train without them by --allow-bad"
+    raise BadData(
+        f"{len(bad)} of {num_images} files give no image ({first}{'; ...' if bad[3:] else ''}); {advice}", bad
+    )
+
+
+def _kept(found: Survey, split: str, duplicates: Duplicates) -> np.ndarray:
+    """Positions of the images of `split` that are readable and no unwanted copies."""
+    unwanted = [i for name, i in duplicates.excluded if name == split]
+    return np.setdiff1d(found.usable, np.array(unwanted, dtype=np.int64))
+
+
+def _hold_out(source: Source, rows: np.ndarray, digests: np.ndarray, config: DataConfig) -> dict[str, np.ndarray]:
+    """`rows` of `source` in two parts, train and test."""
+    labels = source.labels[rows]
+    _check_classes(labels, source.classes)
+    ratio, seed = config.holdout_ratio, config.split_seed
+    held_out = stratified(labels, digests=digests[rows], classes=source.classes, ratio=ratio, seed=seed)
+    return {"train": rows[~held_out], "test": rows[held_out]}
+
+
+def _check_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    if empty := [name for name, count in zip(classes, counts) if not count]:
+        raise InputError(
+            f"{_some(empty)} left without a usable training image "
+            "(unreadable, or a copy of a held-out or otherwise labelled image); "
+            "add images or remove the class"
+        )
+
+
+def _some(names: list[str]) -> str:
+    kind = "class" if len(names) == 1 else "classes"
+    return f"{kind} {', '.join(names[:5])}{', ...' if names[5:] else ''} {'is' if len(names) == 1 else 'are'}"
+
+
+def _counts(source: Source) -> dict[str, int]:
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    return dict(zip(source.classes, counts.tolist()))
+
+
+def _looks(surveys: list[Survey]) -> dict[str, Any]:
+    """Sizes, formats and modes over all splits."""
+    sizes = {}
+    for side in ("width", "height"):
+        values = np.concatenate([getattr(found, f"{side}s")[found.usable] for found in surveys])
+        sizes[side] = {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+    return {
+        "sizes": sizes,
+        "formats": dict(sum((found.formats for found in surveys), Counter()).most_common()),
+        "modes": dict(sum((found.modes for found in surveys), Counter()).most_common()),
+        "rotated": sum(found.rotated for found in surveys),
+    }
+
+
+def _groups(duplicates: Duplicates, sources: dict[str, Source]) -> dict[str, Any]:
+    shown = {}
+    for kind in ("within", "across_splits", "across_classes"):
+        groups = getattr(duplicates, kind)
+        named = [[{"split": split, "name": sources[split].name(i)} for split, i in group] for group in groups[:SHOWN]]
+        shown[kind] = {"count": len(groups), "first": named}
+    return shown
+
+
+def _fingerprint(splits: dict[str, tuple[Source, np.ndarray]]) -> str:
+    lines = sorted(
+        "\t".join((source.name(i), source.classes[source.labels[i]], digests[i].decode(), split))
+        for split, (source, digests) in splits.items()
+        for i in range(len(source))
+    )
+    return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

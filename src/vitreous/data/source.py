@@ -1,0 +1,239 @@
+"""Finite, indexable collections of labelled images: files, members of a tar, or arrays.
+
+A source can be pickled (loader workers get a copy) and stays small: names are one block of bytes,
+and a selection shares them with the source it came from.
+"""
+
+import copy
+import gzip
+import io
+import os
+import threading
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+from PIL import Image
+
+from vitreous.data.decode import BadImage, Picture, decode, decode_picture, read_file
+from vitreous.errors import InputError
+
+MAX_UNPACKED_BYTES = 8_000_000_000
+
+
+class Source(ABC):
+    """Images with labels, by position.
+
+    Args:
+        classes: names in the order of the labels; frozen once training starts.
+        labels: position in `classes` of each image, -1 where there is none.
+    """
+
+    def __init__(self, classes: Sequence[str], labels: np.ndarray):
+        self.classes = tuple(classes)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.rows = np.arange(len(self.labels))
+        """Where each image stands in the storage that selections share."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What the user calls image `i`: a path within the data, or split and number."""
+
+    @abstractmethod
+    def read(self, i: int) -> bytes:
+        """The encoded file, or raw pixels; equal bytes mean equal images.
+
+        Raises:
+            BadImage: if the bytes cannot be had.
+        """
+
+    def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
+        """Image `i` in mode RGB; `min_side` and errors as for `decode`."""
+        return decode(self.read(i), min_side=min_side)
+
+    def picture(self, data: bytes) -> Picture:
+        """What `data`, which `read` returned, holds; decoded as coarsely as its format allows."""
+        return decode_picture(data, min_side=1)
+
+    def select(self, indices: np.ndarray | Sequence[int]) -> Self:
+        """The images at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        chosen = copy.copy(self)
+        chosen.labels, chosen.rows = self.labels[indices], self.rows[indices]
+        return chosen
+
+    def with_classes(self, classes: Sequence[str]) -> Self:
+        """The same images with labels that count in `classes`, matched by name.
+
+        Raises:
+            InputError: if an image has a class that is not among `classes`; names them.
+        """
+        position = {name: i for i, name in enumerate(classes)}
+        used = [self.classes[label] for label in np.unique(self.labels[self.labels >= 0])]
+        if unknown := [name for name in used if name not in position]:
+            raise InputError(
+                f"held-out images have {len(unknown)} class{'es' * (len(unknown) > 1)} "
+                "that training images do not: "
+                f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; "
+                "rename the folders or labels to match, or remove them"
+            )
+        table = np.array([position.get(name, -1) for name in self.classes] + [-1])  # the last is for label -1
+        renamed = copy.copy(self)
+        renamed.classes, renamed.labels = tuple(classes), table[self.labels]
+        return renamed
+
+
+class FileSource(Source):
+    """Image files; names are paths relative to `root`."""
+
+    def __init__(self, root: Path, names: Sequence[str], *, classes: Sequence[str], labels: np.ndarray):
+        super().__init__(classes, labels)
+        self.root = os.fspath(root)
+        self.names = Names(names)
+
+    def name(self, i: int) -> str:
+        """Its path relative to `root`."""
+        return self.names[self.rows[i]]
+
+    def read(self, i: int) -> bytes:
+        """The whole file."""
+        return read_file(os.path.join(self.root, self.name(i)))
+
+
+class TarSource(Source):
+    """Members of a tar, read in place by their offset; nothing is ever extracted."""
+
+    def __init__(
+        self,
+        archive: "Archive",
+        names: Sequence[str],
+        *,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        classes: Sequence[str],
+        labels: np.ndarray,
+    ):
+        super().__init__(classes, labels)
+        self.archive = archive
+        self.names = Names(names)
+        self.offsets = np.asarray(offsets, dtype=np.int64)
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+
+    def name(self, i: int) -> str:
+        """The member's name."""
+        return self.names[self.rows[i]]
+
+    def read(self, i: int) -> bytes:
+        """The member's content."""
+        row = self.rows[i]
+        size = int(self.sizes[row])
+        data = self.archive.read(int(self.offsets[row]), size)
+        if len(data) < size:
+            raise BadImage("the archive ends before the image does")
+        return data
+
+
+class ArraySource(Source):
+    """Pixels in memory, uint8, grey (number, row, column) or RGB (number, row, column, channel).
+
+    Images are called `prefix/00012`, by their row in the array.
+    """
+
+    def __init__(self, pixels: np.ndarray, *, prefix: str, classes: Sequence[str], labels: np.ndarray):
+        super().__init__(classes, labels)
+        assert pixels.dtype == np.uint8
+        assert len(pixels) == len(self.labels)
+        self.pixels = pixels
+        self.prefix = prefix
+
+    def name(self, i: int) -> str:
+        """`prefix` and the row."""
+        return f"{self.prefix}/{self.rows[i]:05d}"
+
+    def read(self, i: int) -> bytes:
+        """The raw pixels."""
+        return self.pixels[self.rows[i]].tobytes()
+
+    def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
+        """The pixels in mode RGB, always at full size."""
+        return Image.fromarray(self.pixels[self.rows[i]]).convert("RGB")
+
+    def picture(self, data: bytes) -> Picture:
+        """The pixels as they are."""
+        image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(self.pixels.shape[1:]))
+        return Picture(image, format="array", mode=image.mode, width=image.width, height=image.height, rotated=False)
+
+
+class Names(Sequence[str]):
+    """Many strings in one block of bytes: a tenth of the memory of a list, and quick to pickle."""
+
+    def __init__(self, names: Sequence[str]):
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self.text = b"".join(encoded)
+        self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i) -> str:
+        return self.text[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
+
+
+class Archive:
+    """Random access to the bytes of a tar file; a gzip'ed one is unpacked into memory once per process."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lock = threading.Lock()
+        self._file: BinaryIO | None = None
+        self._process = -1
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)
+
+    def __del__(self):
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the unpacked tar from `offset` on, or what there is of them."""
+        with self.lock:
+            file = self.file()
+            file.seek(offset)
+            return file.read(size)
+
+    def file(self) -> BinaryIO:
+        """The unpacked file; hold `lock` while moving in it.
+
+        Raises:
+            InputError: if the file cannot be read or is not what its suffix says.
+        """
+        if self._process != os.getpid():  # a forked child must not move its parent's position
+            try:
+                packed = self.path.suffix.lower() in (".gz", ".tgz")
+                self._file = self._unpacked() if packed else self.path.open("rb")
+            except (OSError, EOFError, zlib.error) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise InputError(f"cannot read {self.path}: {reason}; fetch or pack it again") from None
+            self._process = os.getpid()
+        assert self._file is not None
+        return self._file
+
+    def _unpacked(self) -> BinaryIO:
+        with gzip.open(self.path) as file:
+            data = file.read(MAX_UNPACKED_BYTES + 1)
+        if len(data) > MAX_UNPACKED_BYTES:
+            raise InputError(
+                f"{self.path} unpacks to more than {MAX_UNPACKED_BYTES / 1e9:.0f} GB, too much for memory; "
+                "run gunzip once and give the .tar"
+            )
+        return io.BytesIO(data)

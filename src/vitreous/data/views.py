@@ -1,0 +1,207 @@
+"""From an RGB image to the pixels of one view: fixed for measuring, drawn at random for training.
+
+A view returns uint8, so that little memory travels to the device; `normalise` finishes there. All
+randomness comes from the generator that is passed in.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vitreous.config import Config
+from vitreous.errors import InputError
+
+MAX_STRETCH = 8
+"""Longer images than this many times their short side are cut to it before they are resized."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Config):
+    """What every view has: a size, a filter, and the numbers that normalise pixels."""
+
+    image_size: int = 224
+    """Side of the square that the model sees, in pixels."""
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bicubic"
+    """Filter of the resize."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from pixels in [0, 1], by channel."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides after `mean`, by channel."""
+
+    def __post_init__(self):
+        if self.image_size < 1:
+            raise InputError(f"image_size is {self.image_size}; it must be 1 or more")
+        for name, (least, most) in self._ranges().items():
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie between {least} and {most}")
+
+    @abstractmethod
+    def _ranges(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest value of the fields that have them."""
+
+    @property
+    @abstractmethod
+    def min_side(self) -> int:
+        """What to pass to `Source.image`, in pixels: it keeps at least twice that of a large photo."""
+
+    @abstractmethod
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+        """The pixels of one view of an RGB image."""
+
+    def normalise(self, images: UInt8[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
+        """Pixels 0..255 as float32, scaled to [0, 1], less `mean`, over `std`."""
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+    def _resample(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalView(View):
+    """The short side resized to image_size / crop_ratio, then the centre; the same pixels as timm's."""
+
+    crop_ratio: float = 0.9
+    """Part of the resized short side that is kept."""
+    squash: bool = False
+    """Resize the whole image to a square instead, whatever its shape."""
+
+    def _ranges(self) -> dict[str, tuple[float, float]]:
+        return {"crop_ratio": (0.01, 1)}
+
+    @property
+    def short_side(self) -> int:
+        """Pixels of the short side before the crop."""
+        return math.floor(self.image_size / self.crop_ratio)
+
+    @property
+    def min_side(self) -> int:
+        """The short side that the resize ends at."""
+        return self.image_size if self.squash else self.short_side
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+        """The pixels of the centre; `rng` is not used."""
+        size = self.image_size
+        if self.squash:
+            return _pixels(image.resize((size, size), self._resample()))
+        image = _cut(image)
+        short, width, height = self.short_side, image.width, image.height
+        if width <= height:
+            image = image.resize((short, int(short * height / width)), self._resample())
+        else:
+            image = image.resize((int(short * width / height), short), self._resample())
+        left, top = (
+            round((image.width - size) / 2),
+            round((image.height - size) / 2),
+        )  # halves to even, as timm
+        return _pixels(image.crop((left, top, left + size, top + size)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainView(View):
+    """A random part of the image at full size, and the switches that suit the data."""
+
+    min_area: float = 0.08
+    """Smallest part of the image's area that a random crop keeps; 1 keeps the centre square whole."""
+    flip: bool = True
+    """Mirror half of the images; not for digits, text or anything else that has a left and a right."""
+    shift: float = 0.0
+    """Largest shift to any side, as a fraction of image_size; edges are repeated. For small images."""
+    rotate: float = 0.0
+    """Largest rotation to either side, in degrees."""
+    trivial_augment: bool = False
+    """One random colour or shape operation for each image (TrivialAugment, arXiv:2103.10158)."""
+    erase: float = 0.0
+    """Probability that a random rectangle is painted over with `mean` (arXiv:1708.04896)."""
+
+    def _ranges(self) -> dict[str, tuple[float, float]]:
+        return {"min_area": (0.001, 1), "shift": (0, 1), "rotate": (0, 180), "erase": (0, 1)}
+
+    @property
+    def min_side(self) -> int:
+        """Enough that the smallest crop is not enlarged."""
+        return max(self.image_size, math.ceil(self.image_size / math.sqrt(self.min_area) / 2))
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+        """The pixels of a view drawn from `rng`."""
+        assert rng is not None, "a training view draws from a generator"
+        size = (self.image_size, self.image_size)
+        image = image.resize(size, self._resample(), box=_crop_box(image.width, image.height, self.min_area, rng))
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.shift or self.rotate:
+            image = _moved(image, rng, shift=self.shift, rotate=self.rotate)
+        if self.trivial_augment:
+            image = _trivially_augmented(image, rng)
+        pixels = _pixels(image)
+        if rng.random() < self.erase:
+            top, left, height, width = _rectangle(self.image_size, rng)
+            paint = torch.tensor(self.mean).mul(255).round().to(torch.uint8)
+            pixels[:, top : top + height, left : left + width] = paint[:, None, None]
+        return pixels
+
+
+def _pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _cut(image: Image.Image) -> Image.Image:
+    """The middle of an image that would grow huge when its short side is resized."""
+    width, height = (min(side, MAX_STRETCH * min(image.size)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _crop_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random box of `min_area` to all of the area and shape 3:4 to 4:3 (arXiv:1409.4842, Sec. 6).
+
+    After ten boxes that do not fit, and for a `min_area` of 1, the largest centred square.
+    """
+    if min_area < 1:
+        for _ in range(10):
+            area = width * height * rng.uniform(min_area, 1)
+            shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = (int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)))
+                return left, top, left + w, top + h
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _moved(image: Image.Image, rng: np.random.Generator, *, shift: float, rotate: float) -> Image.Image:
+    """`image` turned about its centre and moved by whole pixels; what comes in repeats the edge."""
+    size = image.width
+    reach = round(shift * size)
+    margin = reach + (math.ceil(size / 4) if rotate else 0)  # a turned square needs (sqrt(2) - 1) / 2 of its side
+    down, right = (int(rng.integers(-reach, reach + 1)) for _ in range(2))
+    padded = Image.fromarray(np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    if rotate:
+        padded = padded.rotate(rng.uniform(-rotate, rotate), Image.Resampling.BILINEAR)
+    left, top = margin - right, margin - down
+    return padded.crop((left, top, left + size, top + size))
+
+
+def _trivially_augmented(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    from torchvision.transforms.v2 import TrivialAugmentWide  # doubles torch's start-up
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would reseed CUDA too
+        return TrivialAugmentWide()(image)
+
+
+def _rectangle(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of 2 % to a third of a square, of shape 1:3 to 3:1."""
+    area, shape = (size**2 * rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-math.log(3), math.log(3))))
+    height, width = (min(max(round(side), 1), size) for side in (math.sqrt(area * shape), math.sqrt(area / shape)))
+    return (int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1)), height, width)

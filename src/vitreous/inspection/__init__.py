@@ -1,0 +1,1 @@
+"""Looking inside: the report of a run, and where a model attends."""

@@ -1,0 +1,83 @@
+"""Names of tensors: one table of rules renames them both ways, and one line says what does not fit."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vitreous.classifier import Classifier, ClassifierConfig
+from vitreous.errors import InputError
+from vitreous.variants import paper_name
+
+Rules = tuple[tuple[str, str], ...]
+"""Pairs (ours, theirs) of module or tensor names; `*` stands for a block's number, the same in both."""
+
+Tensors = dict[str, Tensor]
+
+
+def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Tensors:
+    """Tensors under the right-hand names of `rules`; a name without a rule stays, and the first rule wins."""
+    compiled = [(_pattern(left), right.replace("*", "{}")) for left, right in rules]
+    return {_renamed(name, compiled): tensor for name, tensor in tensors.items()}
+
+
+def inverse(rules: Rules) -> Rules:
+    """The rules that undo `rules`."""
+    return tuple((theirs, ours) for ours, theirs in rules)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", r"(\d+)") + r"(?=\.|$)")
+
+
+def _renamed(name: str, compiled: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, right in compiled:
+        if match := pattern.match(name):
+            return right.format(*match.groups()) + name[match.end() :]
+    return name
+
+
+def instantiate(config: ClassifierConfig, tensors: Tensors) -> Classifier:
+    """The classifier of `config` that has these tensors, which it takes as its own, in evaluation mode.
+
+    Raises:
+        InputError: if names or shapes are not exactly those of the classifier.
+    """
+    with torch.device("meta"):
+        classifier = config.build()
+    check(
+        tensors,
+        classifier.state_dict(),
+        model=f"{paper_name(config.encoder)} at {config.encoder.image_size} px",
+    )
+    classifier.load_state_dict(tensors, assign=True)
+    return classifier.eval()
+
+
+def check(given: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, model: str) -> None:
+    """Nothing, if `given` has exactly the names and shapes of `needed`.
+
+    Raises:
+        InputError: if not; tells the first few tensors that are missing, unexpected or of another shape.
+    """
+    missing = [name for name in needed if name not in given]
+    unexpected = [name for name in given if name not in needed]
+    reshaped = [
+        f"{name} is {shape(given[name])}, not {shape(tensor)}"
+        for name, tensor in needed.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    faults = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+    if faults:
+        raise InputError(f"these weights do not fit {model}: {'; '.join(faults)}; choose the model they were made for")
+
+
+def shape(tensor: Tensor) -> str:
+    """`192 x 3 x 16 x 16`, or `scalar`."""
+    return " x ".join(map(str, tensor.shape)) or "scalar"
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

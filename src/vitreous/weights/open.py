@@ -1,0 +1,58 @@
+"""Opening a trained model by whatever name the user has for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vitreous.errors import InputError, did_you_mean
+from vitreous.variants import PUBLISHED, vit
+from vitreous.weights import hub
+from vitreous.weights.product import CONFIG, WEIGHTS, Product, load_product
+from vitreous.weights.read import SUFFIXES, read_config
+
+PREFIXES = {"timm:": "timm/", "hub:": "", "hf-hub:": "", "hf_hub:": ""}
+
+
+def open_model(name: str, *, progress: Callable[[str], None] | None = None) -> Product:
+    """The trained model that `name` means, on the CPU, in float32 and evaluation mode.
+
+    `name` is a run folder, a product folder, a weights file, "timm:NAME.TAG" or "hub:OWNER/NAME". `progress`
+    hears one sentence before anything slow.
+
+    Raises:
+        InputError: if there is none, or it cannot be read; says what to give.
+    """
+    for prefix, owner in PREFIXES.items():
+        if name.startswith(prefix):
+            return load_product(hub.fetch(owner + name.removeprefix(prefix), progress=progress))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return load_product(path.parent, weights=path.name)
+    raise InputError(f"there is no model {name!r}{_hint(name, path)}")
+
+
+def _open_folder(folder: Path) -> Product:
+    if (folder / "model" / CONFIG).is_file():
+        return load_product(folder / "model")
+    if (folder / CONFIG).is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise InputError(f"{folder} has {CONFIG} but no {WEIGHTS}; copy both files of a model")
+        return load_product(folder)
+    if (folder / "run.json").is_file():
+        command = read_config(folder / "run.json").get("command", "the command that began it")
+        raise InputError(f"the run {folder} is not finished, so it has no model yet; go on with: {command}")
+    weights = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+    more = f"; give one of its files: {', '.join(weights[:5])}" if weights else ""
+    raise InputError(f"{folder} is neither a run nor a model folder ({CONFIG}, {WEIGHTS}){more}")
+
+
+def _hint(name: str, path: Path) -> str:
+    try:
+        vit(name)
+    except InputError:
+        siblings = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = did_you_mean(name, [*siblings, *PUBLISHED])
+        forms = "; give a run folder, a weights file, timm:NAME.TAG or hub:OWNER/NAME"
+        return near if "did you mean" in near else forms
+    return ": that is a shape without weights, for --model; trained weights are timm:NAME.TAG or a path"

@@ -1,0 +1,186 @@
+"""Product folders: a trained classifier and all that its use needs, here, in timm and in transformers."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from vitreous.classifier import Classifier, ClassifierConfig
+from vitreous.config import from_dict
+from vitreous.data.views import EvalView
+from vitreous.errors import InputError
+from vitreous.files import sync_folder, write_bytes, write_text, writing
+from vitreous.weights import timm
+from vitreous.weights.infer import convert
+from vitreous.weights.mapping import Tensors, instantiate
+from vitreous.weights.read import read_config, read_tensors
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OURS = ("format", "classifier", "view", "classes", "golden")
+
+
+@dataclass
+class Product:
+    """A classifier, how its images are prepared, and what its classes are called."""
+
+    classifier: Classifier
+    view: EvalView
+    classes: tuple[str, ...] | None = None
+    """Names in the order of the logits; None where nobody wrote them down."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping with it, as JSON types: metrics, recipe, data fingerprint.
+
+    A loaded product may have "assumed", a sentence on what its files do not say, and "headless", true where
+    the weights are an encoder's alone and the head says zero.
+    """
+
+
+def save_product(folder: Path, product: Product) -> None:
+    """Write config.json and model.safetensors so that `folder` holds the old product or the new one, whole.
+
+    Where timm can build the same function, the files are timm's: timm and transformers load the folder too.
+
+    Raises:
+        InputError: if the folder cannot be written, or the names of classes are not one for each logit.
+    """
+    classifier, config = product.classifier, product.classifier.config
+    if product.classes is not None and len(product.classes) != config.num_classes:
+        raise InputError(f"{len(product.classes)} class names for a model of {config.num_classes} classes")
+    ours = {
+        "format": FORMAT,
+        "classifier": config.to_dict(),
+        "view": product.view.to_dict(),
+        "classes": product.classes and list(product.classes),
+        "golden": golden(classifier),
+    }
+    fields = timm_fields(product)
+    tensors = timm.to_timm(classifier) if "architecture" in fields else classifier.state_dict()
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    document = {**fields, "vitreous": {**product.extra, **ours}}
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_text(new / CONFIG, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        with writing(folder):
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+            sync_folder(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_product(folder: Path, *, weights: str = WEIGHTS) -> Product:
+    """The product in a folder: ours, timm's from its Hub, or tensors without a config.json that says more.
+
+    Raises:
+        InputError: if a file is missing or damaged, or they do not belong together.
+    """
+    document = read_config(folder / CONFIG)
+    tensors = read_tensors(folder / weights)
+    try:
+        return _ours(document["vitreous"], tensors) if "vitreous" in document else _timms(document, tensors)
+    except InputError as error:
+        raise InputError(f"{folder / weights}: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{folder / CONFIG} lacks or misstates {error}; fetch or write it again") from error
+
+
+def _ours(saved: dict[str, Any], tensors: Tensors) -> Product:
+    if saved["format"] > FORMAT:
+        raise InputError(f"written by a newer vitreous (format {saved['format']}, this one reads {FORMAT}); update it")
+    config: ClassifierConfig = from_dict(saved["classifier"])
+    if "patch_embed.proj.weight" in tensors:
+        tensors = timm.from_timm(tensors, config=config)
+    extra = {name: value for name, value in saved.items() if name not in OURS}
+    classes = None if saved["classes"] is None else tuple(saved["classes"])
+    return Product(instantiate(config, tensors), from_dict(saved["view"]), classes, extra)
+
+
+def _timms(document: dict[str, Any], tensors: Tensors) -> Product:
+    """A product from tensors and timm's config.json, if it is that; says what it assumes."""
+    classifier = convert(tensors, hints=document)
+    pretrained = document.get("pretrained_cfg") or {}
+    size = classifier.config.encoder.image_size
+    mean, std = pretrained.get("mean", (0.5, 0.5, 0.5)), pretrained.get("std", (0.5, 0.5, 0.5))
+    view = EvalView(
+        image_size=size,
+        crop_ratio=pretrained.get("crop_pct", 0.9 if size <= 224 else 1.0),
+        squash=pretrained.get("crop_mode") == "squash",
+        interpolation=pretrained.get("interpolation", "bicubic"),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )
+    names = document.get("label_names") or pretrained.get("label_names") or ()
+    if isinstance(names, dict):
+        names = [names[str(i)] for i in range(len(names))]
+    extra: dict[str, Any] = {}
+    if "pretrained_cfg" not in document:
+        heads = classifier.config.encoder.num_heads
+        extra["assumed"] = (
+            f"no {CONFIG} beside the weights: assumed {heads} heads, pixels from -1 to 1, "
+            f"{view.interpolation} resize and crop ratio {view.crop_ratio}"
+        )
+    if not {"head.weight", "head.linear.weight"} & tensors.keys():
+        extra["headless"] = True
+    fits = len(names) == classifier.config.num_classes
+    return Product(classifier, view, tuple(names) if fits else None, extra)
+
+
+def timm_fields(product: Product) -> dict[str, Any]:
+    """What timm and transformers read in config.json; no `architecture` where they lack the model."""
+    config, view = product.classifier.config, product.view
+    fields: dict[str, Any] = {
+        **(timm.describe(config) or {}),
+        "num_classes": config.num_classes,
+        "num_features": config.encoder.width,
+        "global_pool": timm.POOLINGS.get(type(config.pooling), ""),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [config.encoder.channels, view.image_size, view.image_size],
+            "fixed_input_size": True,
+            "interpolation": view.interpolation,
+            "crop_pct": 1.0 if view.squash else view.crop_ratio,
+            "crop_mode": "squash" if view.squash else "center",
+            "mean": list(view.mean),
+            "std": list(view.std),
+            "num_classes": config.num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    return fields if product.classes is None else {**fields, "label_names": list(product.classes)}
+
+
+def golden_input(config: ClassifierConfig) -> Float[Tensor, "1 channel height width"]:
+    """An image anyone can make again: the sine of 0, 0.01, 0.02, ... in the order channel, row, column."""
+    side = config.encoder.image_size
+    shape = (1, config.encoder.channels, side, side)
+    return torch.arange(config.encoder.channels * side * side, dtype=torch.float64).mul(0.01).sin().float().view(shape)
+
+
+@torch.no_grad()
+def golden(classifier: Classifier) -> dict[str, Any]:
+    """The logits of `golden_input` and how to make it: who agrees on them computes this model."""
+    device, training = next(classifier.parameters()).device, classifier.training
+    images = golden_input(classifier.config)
+    logits = classifier.eval()(images.to(device)).float().cpu()
+    classifier.train(training)
+    return {
+        "input": "float32(sin(0.01 * arange(n))) in float64, reshaped to `shape`: already normalised pixels",
+        "shape": list(images.shape),
+        "logits": logits[0].tolist(),
+    }

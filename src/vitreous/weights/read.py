@@ -1,0 +1,91 @@
+"""Weights files: tensors from a file that may come from anywhere, so nothing in it is ever executed."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vitreous.errors import InputError
+from vitreous.weights.mapping import Tensors
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.")
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of a .safetensors or torch file, as float32 of our own, without wrappers and name prefixes.
+
+    Raises:
+        InputError: if the file is damaged, holds no tensors, or is a pickle that would run code.
+    """
+    if path.suffix == ".npz":
+        raise InputError(f"{path}: .npz weights are not read yet; give the same model as timm:NAME.TAG or .safetensors")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} is no weights file; give one of {', '.join(SUFFIXES)}")
+    try:
+        found: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged or incomplete ({_first_line(error)}); fetch it again") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or _first_line(error)}") from error
+    tensors = {str(name): value for name, value in _unwrapped(found).items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{path} holds no tensors; give the weights of a model")
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in _without_prefix(tensors).items()}
+
+
+def _unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict inside a training checkpoint, the averaged one where there are two."""
+    inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
+    return found if inner is None else _unwrapped(inner)
+
+
+def _without_prefix(tensors: Tensors) -> Tensors:
+    """Names without what a wrapper module put before each of them."""
+    prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in tensors)), None)
+    if prefix is None:
+        return tensors
+    return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+
+def _load_torch(path: Path) -> Mapping[str, Any]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is a pickle that would run code, so it is not opened; save the tensors as .safetensors"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise InputError(f"{path} holds a {type(found).__name__}, not a state dict")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:120] or type(error).__name__
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json at `path`; empty if there is none.
+
+    Raises:
+        InputError: if it is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is no JSON ({_first_line(error)}); fetch or write it again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is a JSON {type(config).__name__}, not an object")
+    return config

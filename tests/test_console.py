@@ -1,0 +1,48 @@
+import io
+import time
+
+import pytest
+
+from vitreous import console
+from vitreous.console import Console, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (125, "2:05 min"), (3725, "1:02:05 h"), (-3, "0 s")]
+)
+def test_durations_read_as_people_write_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_pipe_gets_plain_lines_with_time_left_and_figures(monkeypatch):
+    stream, now = io.StringIO(), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: round(now, 6))
+    with Console(stream=stream).task("step", 1000, done=200) as task:
+        for done in range(201, 1001):
+            now += 0.1
+            task.update(done, "loss 1.0")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 300/1,000  loss 1.0  1:10 min left"
+    assert lines[-1] == "step 1,000/1,000  loss 1.0"
+    assert len(lines) == 8
+    assert "\r" not in stream.getvalue()
+
+
+def test_quiet_says_nothing(capsys):
+    quiet = Console(quiet=True)
+    quiet.say("hello")
+    with quiet.task("step", 2) as task:
+        task.update(2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_one_live_line():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with Console(stream=stream).task("step", 10) as task:
+        assert isinstance(task, console.LiveTask)
+        task.update(5, "loss 1.0")
+    assert "loss 1.0" in stream.getvalue()

@@ -1,0 +1,177 @@
+import json
+import os
+
+import pytest
+import timm
+import torch
+import transformers
+
+from references import random_images, randomise, tiny
+from vitreous.classifier import ClassifierConfig
+from vitreous.data.views import EvalView
+from vitreous.errors import InputError
+from vitreous.feed_forward import GELU, SwiGLU
+from vitreous.head import LinearHead
+from vitreous.pooling import AttentionPool, Mean
+from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
+from vitreous.variants import vit
+from vitreous.weights.product import Product, golden_input, load_product, save_product
+
+CLASSES = ("猫", 'dog "big"', "class c")
+VIEW = EvalView(image_size=32, crop_ratio=0.8, interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+
+
+def product(config: ClassifierConfig, *, seed: int = 0, **extra) -> Product:
+    return Product(randomise(config.build(), seed=seed), VIEW, CLASSES, extra)
+
+
+def tiny_product(*, seed: int = 0, **extra) -> Product:
+    return product(ClassifierConfig(encoder=tiny(), num_classes=3), seed=seed, **extra)
+
+
+EXPRESSIBLE = {
+    "class token": ClassifierConfig(encoder=tiny(), num_classes=3),
+    "mean": ClassifierConfig(encoder=tiny(class_token=False), pooling=Mean(), num_classes=3),
+    "mean beside a class token": ClassifierConfig(encoder=tiny(), pooling=Mean(), num_classes=3),
+    "registers": ClassifierConfig(encoder=tiny(num_registers=4), num_classes=3),
+    "class token without place": ClassifierConfig(
+        encoder=tiny(position=Learned(class_token_slot=False), num_registers=1), num_classes=3
+    ),
+    "layer scale": ClassifierConfig(encoder=tiny(layer_scale=0.1), num_classes=3),
+    "sine-cosine": ClassifierConfig(encoder=tiny(position=SinCos2d()), num_classes=3),
+    "no position": ClassifierConfig(encoder=tiny(position=NoPosition()), num_classes=3),
+    "rotary": ClassifierConfig(encoder=tiny(position=RoPE2d(base=50.0)), num_classes=3),
+    "rotary, scaled": ClassifierConfig(
+        encoder=tiny(position=RoPE2d(), layer_scale=0.1, num_registers=2), pooling=Mean(), num_classes=3
+    ),
+    "attention pooling": ClassifierConfig(
+        encoder=tiny(class_token=False, position=SinCos2d()), pooling=AttentionPool(), num_classes=3
+    ),
+    "tanh GELU": ClassifierConfig(encoder=tiny(feed_forward=GELU(tanh=True)), num_classes=3),
+    "a shape nobody named": ClassifierConfig(encoder=vit("64x2/4", image_size=32, mlp_dim=129), num_classes=3),
+}
+
+
+@pytest.mark.parametrize("config", EXPRESSIBLE.values(), ids=EXPRESSIBLE)
+def test_timm_and_transformers_load_the_folder_without_any_difference(config, tmp_path):
+    saved, images = product(config), random_images(2, 3, 32, 32)
+    save_product(tmp_path / "model", saved)
+    in_timm = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    in_transformers = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        logits = saved.classifier(images)
+        assert (in_timm(images) - logits).abs().max() == 0
+        assert (in_transformers(images).logits - logits).abs().max() == 0
+    assert in_transformers.config.id2label == dict(enumerate(CLASSES))
+    prepared = timm.data.resolve_model_data_config(in_timm)
+    assert prepared["input_size"] == (3, 32, 32)
+    assert prepared["crop_pct"] == 0.8
+    assert prepared["interpolation"] == "bilinear"
+    assert tuple(prepared["mean"]) == VIEW.mean
+
+
+OURS_ALONE = {
+    "SwiGLU": ClassifierConfig(encoder=tiny(feed_forward=SwiGLU()), num_classes=3),
+    "representation": ClassifierConfig(encoder=tiny(), head=LinearHead(representation=16), num_classes=3),
+}
+
+
+@pytest.mark.parametrize("config", [*EXPRESSIBLE.values(), *OURS_ALONE.values()], ids=[*EXPRESSIBLE, *OURS_ALONE])
+def test_a_product_comes_back_as_it_was(config, tmp_path):
+    saved = product(config, top1=0.5, recipe={"epochs": 3})
+    save_product(tmp_path / "model", saved)
+    loaded = load_product(tmp_path / "model")
+    assert (loaded.view, loaded.classes, loaded.extra) == (saved.view, saved.classes, saved.extra)
+    assert loaded.classifier.config == config
+    ours, theirs = saved.classifier.state_dict(), loaded.classifier.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("config", OURS_ALONE.values(), ids=OURS_ALONE)
+def test_a_model_timm_lacks_names_no_architecture(config, tmp_path):
+    save_product(tmp_path / "model", product(config))
+    assert "architecture" not in json.loads((tmp_path / "model" / "config.json").read_text())
+
+
+def test_the_golden_logits_are_those_of_the_golden_input(tmp_path):
+    save_product(tmp_path / "model", tiny_product())
+    golden = json.loads((tmp_path / "model" / "config.json").read_text())["vitreous"]["golden"]
+    loaded = load_product(tmp_path / "model").classifier
+    images = golden_input(loaded.config)
+    assert list(images.shape) == golden["shape"]
+    assert loaded(images)[0].tolist() == golden["logits"]
+
+
+def test_saving_leaves_the_model_in_training(tmp_path):
+    saved = tiny_product()
+    saved.classifier.train()
+    save_product(tmp_path / "model", saved)
+    assert saved.classifier.training
+    assert saved.classifier.encoder.blocks[0].training
+
+
+def test_a_product_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    save_product(folder, tiny_product(seed=1))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    replace = os.replace
+
+    def fail_when_the_folder_arrives(source, target):
+        if str(source).endswith(".new"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_when_the_folder_arrives)
+    with pytest.raises(InputError, match="disk is full"):
+        save_product(folder, tiny_product(seed=2))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_product_replaces_an_older_one_and_leaves_nothing_beside_it(tmp_path):
+    for seed in (1, 2):
+        save_product(tmp_path / "model", tiny_product(seed=seed))
+    name = "encoder.norm.weight"
+    loaded = load_product(tmp_path / "model").classifier.state_dict()[name]
+    assert torch.equal(loaded, tiny_product(seed=2).classifier.state_dict()[name])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_class_names_must_be_as_many_as_logits(tmp_path):
+    saved = tiny_product()
+    saved.classes = ("a", "b")
+    with pytest.raises(InputError, match="2 class names for a model of 3 classes"):
+        save_product(tmp_path / "model", saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config["vitreous"].update(format=2), "newer vitreous"),
+        (lambda config: config["vitreous"].pop("classifier"), "lacks or misstates 'classifier'"),
+        (
+            lambda config: config["vitreous"]["classifier"].update(num_classes=4),
+            r"head.linear.weight is 3 x 32, not 4 x 32",
+        ),
+        (lambda config: config["vitreous"]["classifier"].update(colour=4), "no field 'colour'"),
+        (lambda config: config["vitreous"]["classifier"]["encoder"].update(depth=3), "12 missing"),
+    ],
+)
+def test_a_config_that_is_wrong_is_one_line_about_what_is_wrong(change, message, tmp_path):
+    save_product(tmp_path / "model", tiny_product())
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message) as error:
+        load_product(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_cut_short_is_said_to_be_no_json(tmp_path):
+    save_product(tmp_path / "model", tiny_product())
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(InputError, match="is no JSON"):
+        load_product(tmp_path / "model")

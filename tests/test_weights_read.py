@@ -1,0 +1,99 @@
+import argparse
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vitreous.errors import InputError
+from vitreous.weights.read import read_config, read_tensors
+
+TENSORS = {"cls_token": torch.arange(6.0).view(1, 1, 6), "norm.weight": torch.ones(6)}
+
+
+def same(found):
+    return found.keys() == TENSORS.keys() and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "timm_model.", "module._orig_mod."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin"])
+def test_a_prefix_before_every_name_is_taken_off(prefix, suffix, tmp_path):
+    prefixed = {prefix + name: tensor for name, tensor in TENSORS.items()}
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(prefixed, path)
+    assert same(read_tensors(path))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: {"model": t, "epoch": 3}, lambda t: {"state_dict": {"model": t}}])
+def test_a_training_checkpoint_is_unwrapped(wrap, tmp_path):
+    torch.save(wrap(TENSORS), tmp_path / "x.pth")
+    assert same(read_tensors(tmp_path / "x.pth"))
+
+
+def test_averaged_weights_are_preferred(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": TENSORS}, tmp_path / "x.pth")
+    assert same(read_tensors(tmp_path / "x.pth"))
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    save_file({name: tensor.half() for name, tensor in TENSORS.items()}, tmp_path / "x.safetensors")
+    assert same(read_tensors(tmp_path / "x.safetensors"))
+
+
+def test_the_tensors_outlive_their_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+    found = read_tensors(path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert same(found)
+
+
+class Harmful:
+    def __reduce__(self):
+        return subprocess.check_call, (["touch", "harm"],)
+
+
+@pytest.mark.parametrize("thing", [Harmful(), {"model": TENSORS, "args": argparse.Namespace(lr=1)}])
+def test_a_pickle_that_needs_code_is_refused_unread(thing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(thing, "x.pth")
+    with pytest.raises(InputError, match="would run code") as error:
+        read_tensors(tmp_path / "x.pth")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"<html>" * 99])
+def test_a_damaged_file_is_said_to_be_damaged(suffix, damage, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(TENSORS, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="weights") as error:
+        read_tensors(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.npz", "not read yet"), ("a.txt", "no weights file"), ("absent.safetensors", "No such file")],
+)
+def test_files_that_are_no_weights_are_refused(name, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        read_tensors(tmp_path / name)
+
+
+def test_a_checkpoint_without_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="no tensors"):
+        read_tensors(tmp_path / "x.pt")
+
+
+def test_a_config_that_is_a_list_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="not an object"):
+        read_config(tmp_path / "config.json")
+
+
+def test_no_config_is_an_empty_one(tmp_path):
+    assert read_config(tmp_path / "config.json") == {}

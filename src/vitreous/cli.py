@@ -1,0 +1,499 @@
+"""The commands. Results go to stdout, progress to stderr; heavy imports wait inside the functions."""
+
+import json as jsonlib
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+import vitreous
+from vitreous.errors import InputError, did_you_mean
+
+EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+app = App(
+    name="vitreous",
+    version=vitreous.__version__,
+    help="The Vision Transformer, whole and see-through. Start with: vitreous fit FOLDER-OF-PHOTOS",
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+@app.command
+def fit(
+    data: str,
+    /,
+    *,
+    val: str | None = None,
+    weights: str | None = None,
+    model: str | None = None,
+    image_size: int | None = None,
+    minutes: float | None = None,
+    out: str | None = None,
+    allow_bad: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    dry_run: bool = False,
+    json: bool = False,
+) -> int:
+    """Train a classifier on your images: look, plan, train, measure, report.
+
+    Parameters
+    ----------
+    data
+        A folder of class folders (train/val/test inside are found), a tar of them, a CSV or JSONL list, or a
+        name: digits, cifar10:PATH, fashion-mnist:PATH.
+    val
+        Images to measure on; by default those that DATA holds out, or a fifth of it.
+    weights
+        Pre-trained weights to fine-tune: a run, a folder, a file, timm:NAME.TAG or hub:OWNER/NAME.
+    model
+        Size and patch, such as B/16, vit_small_patch16_224 or 128x6/4; by default chosen.
+    image_size
+        Side in pixels; by default chosen.
+    minutes
+        Training time to plan for; 10 by default.
+    out
+        The run's folder; by default a new one under runs/.
+    allow_bad
+        Go on although more than 1 % of the files cannot be read.
+    seed
+        Source of every random choice.
+    device
+        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
+    dry_run
+        Look and plan, then stop.
+    json
+        Print the figures as JSON.
+    """
+    from vitreous.experiment import Finished
+    from vitreous.fitting import fit as carry_out_fit
+
+    result = carry_out_fit(
+        data,
+        val=val,
+        weights=weights,
+        model=model,
+        image_size=image_size,
+        minutes=minutes,
+        out=out,
+        allow_bad=allow_bad,
+        seed=seed,
+        device=device,
+        dry_run=dry_run,
+    )
+    if isinstance(result, Finished):
+        return _finish(result, json=json)
+    if json:
+        _print_json({"config": result.run.to_dict(), "plan": result.reasons, "seconds": result.seconds})
+    return 0
+
+
+@app.command
+def train(
+    recipe: str,
+    /,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    out: str | None = None,
+    minutes: float | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+    json: bool = False,
+) -> int:
+    """Carry out a recipe, with any of its fields changed: vitreous train smoke --model.depth 6.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe (smoke, from_scratch, fine_tune), my_file.py:function, or a saved RUN/run.json.
+    overrides
+        Any field of the run by its dotted name; --dry-run lists them all.
+    out
+        The run's folder; by default a new one under runs/.
+    minutes
+        Stop after this time, saved, with exit code 75; the same command goes on.
+    device
+        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
+    dry_run
+        Print every field of the run, then stop.
+    json
+        Print the result as JSON.
+    """
+    from vitreous import distributed
+    from vitreous.config import override, walk
+    from vitreous.console import Console
+    from vitreous.experiment import carry_out, look
+    from vitreous.recipes.shipped import recipe as find_recipe
+    from vitreous.run_folder import choose_folder
+
+    run = find_recipe(recipe)
+    for name, value in _pairs(overrides):
+        run = override(run, name, value)
+    if dry_run:
+        if json:
+            _print_json(run.to_dict())
+        else:
+            print(table([(f"--{field.path}", str(field.value), field.doc) for field in walk(run)]))
+        return 0
+    name = recipe.removesuffix("/run.json").rstrip("/").rpartition(":")[2].rpartition("/")[2]
+    folder = choose_folder(
+        out, name, same=lambda record: record.get("config") == jsonlib.loads(jsonlib.dumps(run.to_dict()))
+    )
+    console, world = Console(), distributed.start(device=device)
+    prepared = look(run.data, folder, console)
+    limit = None if minutes is None else minutes * 60
+    finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
+    return _finish(finished, json=json)
+
+
+@app.command
+def evaluate(
+    model: str,
+    data: str,
+    /,
+    *,
+    classes: str | None = None,
+    device: str = "auto",
+    out: str | None = None,
+    json: bool = False,
+) -> int:
+    """Measure a model on labelled images: top-1, top-5, per class, calibration, confusion, 95 % intervals.
+
+    Parameters
+    ----------
+    model
+        A run, a product folder, a weights file, timm:NAME.TAG or hub:OWNER/NAME.
+    data
+        Labelled images, as for fit; of several splits test counts, else val. Classes are matched by name.
+    classes
+        A file with the model's class names, one a line in the order of its outputs, if the weights have none.
+    device
+        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
+    out
+        Write what the model says of every image into this CSV file.
+    json
+        Print the figures as JSON.
+    """
+    from vitreous.console import Console
+    from vitreous.evaluation.classify import evaluate as measure
+    from vitreous.evaluation.classify import predictions_csv
+    from vitreous.evaluation.held_out import held_out_images
+    from vitreous.files import write_text
+    from vitreous.predict import load
+
+    console, loaded = Console(), load(model, classes=_names(classes), device=device)
+    held_out = held_out_images(data, model=model, console=console)
+    split, source = held_out.split, held_out.source
+    figures, predicted = measure(
+        loaded.module,
+        source,
+        loaded.view,
+        classes=loaded.classes,
+        split=split,
+        world=loaded.world,
+        console=console,
+    )
+    if out is not None:
+        rows = {split: (source, list(range(len(source))), predicted)}
+        write_text(Path(out), predictions_csv(rows, classes=loaded.classes))
+    if json:
+        _print_json({**figures, "unreadable": len(held_out.bad)})
+    else:
+        print(table(figure_rows(figures)))
+        print()
+        print(table([("class", "images", "precision", "recall", "F1"), *class_rows(figures)]))
+        if confused := confusion_rows(figures):
+            print()
+            print(table([("most confused", "taken for", "images"), *confused]))
+    return 0
+
+
+@app.command
+def predict(
+    model: str,
+    images: str,
+    /,
+    *more: str,
+    top: int = 5,
+    classes: str | None = None,
+    out: str | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Name what is in images.
+
+    Parameters
+    ----------
+    model
+        A run, a product folder, a weights file, timm:NAME.TAG or hub:OWNER/NAME.
+    images
+        Image files, or folders of them.
+    top
+        Classes to name for each image.
+    classes
+        A file with the model's class names, one a line in the order of its outputs, if the weights have none.
+    out
+        Write a table into this file: .csv, .jsonl or .parquet.
+    device
+        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
+    json
+        Print one JSON object a line instead of a table.
+    """
+    from vitreous.predict import load
+    from vitreous.predictions import predict_files, write_predictions
+
+    if top < 1:
+        raise InputError(f"--top must be at least 1, got {top}")
+    loaded = load(model, classes=_names(classes), device=device)
+    predictions, unreadable = predict_files(loaded, [images, *more], top=top)
+    if out is not None:
+        write_predictions(Path(out), predictions)
+    for prediction in predictions:
+        if json:
+            print(jsonlib.dumps({"file": prediction.file, "top": prediction.top}, ensure_ascii=False))
+        elif out is None:
+            print(f"{prediction.file}  " + "  ".join(f"{name} {score:.1%}" for name, score in prediction.top))
+    if out is not None:
+        print(f"{len(predictions):,} predictions in {out}")
+    if unreadable:
+        first = "; ".join(unreadable[:3])
+        raise InputError(
+            f"{len(unreadable):,} of {len(unreadable) + len(predictions):,} files are no readable image: {first}"
+        )
+    return 0
+
+
+@app.command
+def report(run: str, /, *, json: bool = False) -> int:
+    """Write the report of a run again: one page, RUN/report/index.html, that needs no network.
+
+    Parameters
+    ----------
+    run
+        The folder of a run.
+    json
+        Print the path as JSON.
+    """
+    from vitreous.experiment import show
+    from vitreous.run_folder import RunFolder
+
+    path = show(RunFolder(Path(run)))
+    if json:
+        _print_json({"report": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+@app.command
+def models(pattern: str = "", /, *, json: bool = False) -> int:
+    """List the published sizes: name, timm's name, parameters, GFLOPs, tokens.
+
+    Parameters
+    ----------
+    pattern
+        A part of either name, such as B/ or patch14.
+    json
+        Print a JSON list.
+    """
+    from vitreous.budget import cost
+    from vitreous.classifier import ClassifierConfig
+    from vitreous.variants import PUBLISHED, timm_name, vit
+
+    rows = []
+    for name in PUBLISHED:
+        config = vit(name)
+        other = timm_name(config)
+        if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
+            rows.append((name, other, cost(ClassifierConfig(encoder=config))))
+    if not rows:
+        raise InputError(f"no model matches {pattern!r}{did_you_mean(pattern, PUBLISHED)}")
+    if json:
+        _print_json([{"name": name, "timm": other, **vars(spent)} for name, other, spent in rows])
+    else:
+        head = ("name", "timm", "parameters", "GFLOPs", "tokens")
+        cells = [(n, o, f"{c.parameters:,}", f"{c.gflops:,.1f}", str(c.tokens)) for n, o, c in rows]
+        print(table([head, *cells]))
+        print("\nat the size in timm's name, with 1,000 classes; other sizes: B/16@384, or WIDTHxDEPTH/PATCH")
+    return 0
+
+
+@app.command
+def demo(*, out: str = "runs/demo", minutes: float = 1.8, json: bool = False) -> int:
+    """Train on handwritten digits, from nothing to a report, in about two minutes.
+
+    Parameters
+    ----------
+    out
+        The run's folder; a finished demo there is shown again.
+    minutes
+        Training time to plan for.
+    json
+        Print the figures as JSON.
+    """
+    from vitreous.console import Console
+    from vitreous.demo import demo as carry_out_demo
+
+    finished, shown = carry_out_demo(out=out, minutes=minutes, console=Console())
+    if not json:
+        drawings = [drawing.splitlines() for drawing, _, _ in shown]
+        print("\n".join("   ".join(lines) for lines in zip(*drawings)))
+        verdicts = [f"a {label}: {said.label} {said.score:.1%}" for _, label, said in shown]
+        print("   ".join(verdict.ljust(16) for verdict in verdicts) + "\n")
+    return _finish(finished, json=json)
+
+
+@app.command
+def doctor(*, json: bool = False) -> int:
+    """Show versions, devices, threads, disk and cache, for a first look or a bug report.
+
+    Parameters
+    ----------
+    json
+        Print a JSON object.
+    """
+    from vitreous.doctor import examine
+
+    facts = examine()
+    if json:
+        _print_json(facts)
+    else:
+        print(table(list(facts.items())))
+    return 0
+
+
+def _finish(finished: Any, *, json: bool) -> int:
+    """Figures, paths, and what to type next."""
+    folder = finished.folder
+    if json:
+        _print_json({"run": str(folder.path), "report": str(finished.report), **finished.evaluation})
+        return 0
+    print(table(figure_rows(finished.evaluation)))
+    print(f"\nrun      {folder.path}\nmodel    {folder.model}\nreport   {finished.report}")
+    print(f"\nnext     vitreous predict {folder.path} IMAGES   ·   open {finished.report}")
+    return 0
+
+
+def figure_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The headline figures of an evaluation."""
+    rows: list[tuple[str, ...]] = []
+    for name in ("top1", "top5"):
+        if share := figures[name]:
+            interval = f"95 % interval {share['low']:.2%} to {share['high']:.2%}"
+            rows.append((f"top-{name[3:]}", f"{share['value']:.2%}", interval))
+    rows.append(("macro F1", f"{figures['macro_f1']:.4f}", ""))
+    rows.append(("calibration", f"{figures['ece']:.4f}", "expected error of the stated confidence (ECE)"))
+    rows.append(("images", f"{figures['num_images']:,}", f"{figures['split']}, never trained on"))
+    return rows
+
+
+def class_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Precision, recall and F1 of each class."""
+    return [
+        (
+            row["name"],
+            f"{row['count']:,}",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
+            f"{row['f1']:.3f}",
+        )
+        for row in figures["per_class"]
+    ]
+
+
+def confusion_rows(figures: dict[str, Any], *, most: int = 10) -> list[tuple[str, ...]]:
+    """The largest numbers off the diagonal of the confusion matrix."""
+    names = [row["name"] for row in figures["per_class"]]
+    pairs = [
+        (count, names[i], names[j])
+        for i, row in enumerate(figures["confusion"])
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return [(true, taken, str(count)) for count, true, taken in sorted(pairs, reverse=True)[:most]]
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as aligned columns; numbers to the right."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+
+    def cell(text: str, width: int) -> str:
+        number = text[:1].isdigit() and text.rstrip("%").replace(",", "").replace(".", "").isdigit()
+        return text.rjust(width) if number else text.ljust(width)
+
+    return "\n".join("  ".join(cell(text, widths[i]) for i, text in enumerate(row)).rstrip() for row in rows)
+
+
+def _pairs(tokens: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Field names and values from `--a.b value` and `--a.b=value`."""
+    rest, pairs = list(tokens), []
+    while rest:
+        token = rest.pop(0)
+        name, equals, value = token.partition("=")
+        if not name.startswith("--"):
+            raise InputError(f"a field is changed by --name value, got {token!r}")
+        if not equals:
+            if not rest:
+                raise InputError(f"{name} needs a value")
+            value = rest.pop(0)
+        pairs.append((name[2:].replace("-", "_"), value))
+    return pairs
+
+
+def _names(file: str | None) -> list[str] | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class names from {file}: {error}; give a text file, one name a line") from None
+
+
+def _print_json(value: Any) -> None:
+    print(jsonlib.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _complain(line: str) -> None:
+    text = " ".join(line.split())
+    print(f"vitreous: {text.encode('utf-8', 'replace').decode()}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code.
+
+    0 done; 1 our bug; 2 input, usage or data; 75 stopped early, can be gone on with; 130 and 143 interrupted.
+    """
+    from vitreous.stopping import Stopped
+
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]; odd file names
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except CycloptsError as error:
+        _complain(f"{error} (vitreous --help, or vitreous COMMAND --help)")
+        sys.exit(EXIT_INPUT)
+    except InputError as error:
+        _complain(str(error))
+        sys.exit(EXIT_INPUT)
+    except Stopped as stopped:
+        from vitreous.run_folder import command_line
+
+        _complain(f"{stopped}; saved. To go on, type the same command again: {command_line()}")
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted before there was anything to save")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        log = Path(tempfile.gettempdir()) / f"vitreous-error-{os.getpid()}.log"
+        log.write_text(traceback.format_exc())
+        _complain(f"a bug of ours: {type(error).__name__}: {error}; please report it with {log}")
+        sys.exit(EXIT_BUG)

@@ -1,0 +1,153 @@
+"""How well a classifier tells the classes of a labelled set apart."""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from vitreous import metrics
+from vitreous.classifier import Classifier
+from vitreous.console import Console
+from vitreous.data.loader import evaluation_batches
+from vitreous.data.source import Source
+from vitreous.data.views import EvalView
+from vitreous.distributed import World
+from vitreous.errors import InputError
+
+
+def probabilities(
+    classifier: Classifier,
+    source: Source,
+    view: EvalView,
+    *,
+    world: World,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    console: Console | None = None,
+) -> Float[np.ndarray, "image cls"]:
+    """Class probabilities of every image of `source`, in its order; float64, each row sums to 1."""
+    rows = []
+    batches = evaluation_batches(source, view, batch_size=batch_size, num_workers=num_workers, device=world.device)
+    training = classifier.training
+    classifier.eval()
+    with torch.inference_mode(), (console or Console(quiet=True)).task("image", len(source)) as task:
+        done = 0
+        for batch in batches:
+            with world.autocast():
+                logits = classifier(batch.images[0])
+            rows.append(logits.double().softmax(-1).cpu().numpy())
+            done += len(rows[-1])
+            task.update(done)
+    classifier.train(training)
+    return np.concatenate(rows) if rows else np.zeros((0, classifier.config.num_classes))
+
+
+def measure(predicted: Float[np.ndarray, "image cls"], labels: Int[np.ndarray, " image"]) -> dict[str, float]:
+    """Loss in nats and top-1 in [0, 1]: the two figures training watches."""
+    hits = metrics.hits_at(predicted, labels, k=1)
+    return {"loss": metrics.cross_entropy(predicted, labels), "top1": hits / max(len(labels), 1)}
+
+
+def class_positions(ours: Sequence[str], theirs: Sequence[str]) -> Int[np.ndarray, " cls"]:
+    """The position in `theirs` (the model's classes) of each class of `ours` (the data's), by name.
+
+    Raises:
+        InputError: if the data hold a class that the model does not know; names some.
+    """
+    where = {name: i for i, name in enumerate(theirs)}
+    if missing := [name for name in ours if name not in where]:
+        raise InputError(
+            f"the model does not know {len(missing)} of the {len(ours)} classes in the data: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; its own are "
+            f"{', '.join(theirs[:5])}{', ...' if len(theirs) > 5 else ''} (give --classes FILE to name them)"
+        )
+    return np.array([where[name] for name in ours])
+
+
+def scores(
+    predicted: Float[np.ndarray, "image cls"],
+    labels: Int[np.ndarray, " image"],
+    *,
+    classes: Sequence[str],
+    split: str,
+) -> dict[str, Any]:
+    """Every figure of a classification, as plain JSON types.
+
+    Keys: split, num_images, loss, top1 and top5 ({value, low, high}, 95 % intervals; top5 is None for five
+    classes or fewer), macro_f1, ece, reliability, per_class, confusion (true rows, predicted columns).
+    Classes that neither occur nor are predicted are left out of `per_class`, `confusion` and `macro_f1`.
+    """
+    best = predicted.argmax(axis=1)
+    present = np.unique(np.concatenate([labels, best]))
+    confusion = metrics.confusion_matrix(best, labels, num_classes=len(classes))[np.ix_(present, present)]
+    rows = metrics.class_scores(confusion)
+    bins = metrics.reliability(predicted, labels)
+    total = len(labels)
+    top5 = asdict(metrics.share(metrics.hits_at(predicted, labels, k=5), total)) if len(classes) > 5 else None
+    occurring = rows.count > 0
+    return {
+        "split": split,
+        "num_images": total,
+        "loss": metrics.cross_entropy(predicted, labels),
+        "top1": asdict(metrics.share(metrics.hits_at(predicted, labels, k=1), total)),
+        "top5": top5,
+        "macro_f1": float(rows.f1[occurring].mean()) if occurring.any() else 0.0,
+        "ece": metrics.calibration_error(bins),
+        "reliability": [asdict(b) for b in bins],
+        "per_class": [
+            {
+                "name": classes[c],
+                "count": int(rows.count[i]),
+                "precision": float(rows.precision[i]),
+                "recall": float(rows.recall[i]),
+                "f1": float(rows.f1[i]),
+            }
+            for i, c in enumerate(present)
+        ],
+        "confusion": confusion.tolist(),
+    }
+
+
+def predictions_csv(
+    parts: dict[str, tuple[Source, list[int], Float[np.ndarray, "image cls"]]], *, classes: Sequence[str]
+) -> str:
+    """One row an image: split, index in the split, file, label, prediction, and their probabilities."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "index", "file", "label", "predicted", "confidence", "label_probability"])
+    for split, (source, indices, predicted) in parts.items():
+        for index, row in zip(indices, predicted, strict=True):
+            label, best = int(source.labels[index]), int(row.argmax())
+            own = f"{row[label]:.6f}"
+            writer.writerow([split, index, source.name(index), classes[label], classes[best], f"{row[best]:.6f}", own])
+    return text.getvalue()
+
+
+def evaluate(
+    classifier: Classifier,
+    source: Source,
+    view: EvalView,
+    *,
+    classes: Sequence[str],
+    split: str,
+    world: World,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    console: Console | None = None,
+) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
+    """`scores` of a classifier whose outputs are `classes`, on data whose classes map to them by name."""
+    started = time.monotonic()
+    if len(source) == 0 or (source.labels < 0).any():
+        raise InputError("evaluation needs labelled images, but some have no label; use folders named by class")
+    labels = class_positions(source.classes, classes)[source.labels]
+    predicted = probabilities(
+        classifier, source, view, world=world, batch_size=batch_size, num_workers=num_workers, console=console
+    )
+    figures = scores(predicted, labels, classes=classes, split=split)
+    return {**figures, "seconds": time.monotonic() - started}, predicted

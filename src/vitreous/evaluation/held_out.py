@@ -1,0 +1,59 @@
+"""Labelled images to measure a model on, whatever splits they come in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitreous.config import from_dict
+from vitreous.console import Console
+from vitreous.data.layouts import open_held_out
+from vitreous.data.prepare import BadFile, reopen
+from vitreous.data.source import Source
+from vitreous.data.survey import survey
+from vitreous.errors import InputError
+from vitreous.files import read_text
+from vitreous.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Readable, labelled images, and the files that are not."""
+
+    split: str
+    """train, val, test, or all where the data come in one piece."""
+    source: Source
+    bad: list[BadFile]
+
+
+def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
+    """The images at `data` to measure `model` on: of several splits test counts, else val.
+
+    Where `model` is a run that was trained on `data`, they are the images that run held out. Every file is looked
+    at; those that cannot be read are named and left out.
+
+    Raises:
+        InputError: if no image is labelled and readable.
+    """
+    folder = RunFolder(Path(model))
+    if folder.exists() and (config := from_dict(folder.read()["config"]["data"])).path == data:
+        splits = reopen(config, read_text(folder.split))
+        split = "test" if "test" in splits else "val"
+        console.say(f"measuring on the {split} images that {model} held out")
+        return HeldOut(split, splits[split], [])
+    split, source = open_held_out(data)
+    with console.task("image", len(source)) as task:
+        done = 0
+
+        def show(number: int) -> None:
+            nonlocal done
+            done += number
+            task.update(done)
+
+        found = survey(source, progress=show)
+    bad = [BadFile(source.name(i), split, reason) for i, reason in sorted(found.bad.items())]
+    for file in bad[:5]:
+        console.say(f"left out: {file.name}: {file.reason}")
+    if len(bad) > 5:
+        console.say(f"left out: {len(bad) - 5:,} more files that cannot be read")
+    if len(found.usable) == 0:
+        raise InputError(f"no image of {data} can be read ({bad[0].name}: {bad[0].reason}); give images")
+    return HeldOut(split, source.select(found.usable), bad)

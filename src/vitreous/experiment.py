@@ -1,0 +1,212 @@
+"""One run from data to report: look at the images, train, measure, show."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitreous.config import walk
+from vitreous.console import Console
+from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, reopen
+from vitreous.distributed import World, cores
+from vitreous.errors import InputError
+from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
+from vitreous.files import read_text, write_text
+from vitreous.inspection.report import write_report
+from vitreous.objectives.supervised import SupervisedObjective
+from vitreous.recipes.shipped import run_from_record
+from vitreous.run_folder import RunFolder, describe_run
+from vitreous.seeding import generator
+from vitreous.training import Run, train
+from vitreous.weights.open import open_model
+from vitreous.weights.product import Product, save_product
+
+TRAINING_SAMPLE = 2000  # training images measured beside the held-out ones, to find wrong labels among them
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end."""
+
+    folder: RunFolder
+    evaluation: dict[str, Any]
+    """The contents of evaluation.json."""
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.folder.report
+
+    @property
+    def top1(self) -> float:
+        """Share of held-out images classified right, in [0, 1]."""
+        return self.evaluation["top1"]["value"]
+
+    def _repr_html_(self) -> str:
+        figures = self.evaluation
+        return f"<p>{self.folder.path}: top-1 {figures['top1']['value']:.1%} of {figures['num_images']:,} images</p>"
+
+
+def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bool = False) -> Prepared:
+    """Every file of the data, looked at; files that cannot be read are named and listed in bad_images.txt.
+
+    Raises:
+        InputError: if the data cannot be trained on, or too many files cannot be read.
+    """
+    if not dry_run:
+        folder.claim()
+    try:
+        with console.task("image", 0) as task:
+
+            def show(done: int, total: int) -> None:
+                task.total = total
+                task.update(done)
+
+            prepared = prepare(config, progress=show)
+    except BadData as error:
+        _list_bad(error.bad, None if dry_run else folder, console)
+        raise
+    _list_bad(prepared.bad, None if dry_run else folder, console)
+    return prepared
+
+
+def _list_bad(bad: list[BadFile], folder: RunFolder | None, console: Console) -> None:
+    if not bad:
+        return
+    if folder is not None:
+        lines = [f"{file.split}\t{file.name}\t{file.reason}" for file in bad]
+        write_text(folder.bad_images, "".join(f"{line}\n" for line in lines))
+    where = f" (all in {folder.bad_images})" if folder else ""
+    console.say(f"{len(bad):,} files cannot be read{where}:")
+    for file in bad[:5]:
+        console.say(f"  {file.name}: {file.reason}")
+
+
+def carry_out(
+    run: Run,
+    folder: RunFolder,
+    *,
+    prepared: Prepared,
+    world: World,
+    console: Console,
+    details: dict[str, Any] | None = None,
+    time_limit_s: float | None = None,
+) -> Finished:
+    """Train (or go on training), measure on the held-out images, write the report.
+
+    `details` go into run.json beside what every run says there.
+
+    Raises:
+        Stopped: if it stopped early; the same call goes on.
+        InputError: if `folder` holds another run, or its data have changed.
+    """
+    begin(run, folder, prepared=prepared, details=details or {})
+    if not folder.finished():
+        console.say(
+            f"training on {world.device.type} ({world.threads} of {cores()} CPU cores, "
+            f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
+        )
+        objective = train(
+            run,
+            prepared.train,
+            held_out=prepared.held_out,
+            folder=folder,
+            world=world,
+            console=console,
+            time_limit_s=time_limit_s,
+        )
+        if not isinstance(objective, SupervisedObjective):
+            raise InputError(f"{type(run.objective).__name__} has no classifier to measure")
+        save_product(
+            folder.model,
+            Product(
+                classifier=objective.classifier.cpu(),
+                view=run.eval_view,
+                classes=prepared.classes,
+                extra={"data_fingerprint": prepared.fingerprint},
+            ),
+        )
+    if not folder.evaluation.exists():
+        measure_run(run, folder, prepared=prepared, world=world, console=console)
+    show(folder)
+    return Finished(folder, json.loads(read_text(folder.evaluation)))
+
+
+def begin(run: Run, folder: RunFolder, *, prepared: Prepared, details: dict[str, Any]) -> None:
+    """Write run.json and split.csv, or check that those that stand there are of this run and these data."""
+    if not folder.exists():
+        folder.write_record(
+            {
+                **describe_run(run, seed=run.seed),
+                "classes": list(prepared.classes),
+                "data": prepared.summary,
+                "data_fingerprint": prepared.fingerprint,
+                **details,
+            }
+        )
+        write_text(folder.split, prepared.split_csv())
+        return
+    record = folder.read()
+    if (before := record["config"]) != json.loads(json.dumps(run.to_dict())):
+        raise InputError(f"{folder.path} holds another run ({first_difference(before, run)}); choose another --out")
+    if record["data_fingerprint"] != prepared.fingerprint:
+        raise InputError(
+            f"the images have changed since {folder.path} was begun; put them back, or choose another --out"
+        )
+
+
+def first_difference(before: dict[str, Any], run: Run) -> str:
+    """The first field in which a saved config and `run` differ, in words."""
+    for entry in walk(run):
+        old: Any = before
+        for part in entry.path.split("."):
+            old = old.get(part, "absent") if isinstance(old, dict) else "absent"
+        old = old["class"].rpartition(".")[2] if isinstance(old, dict) else old
+        new = list(entry.value) if isinstance(entry.value, tuple) else entry.value
+        if old != new:
+            return f"{entry.path} is {old} there and {new} here"
+    return "another kind of config"
+
+
+def measure_run(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, console: Console) -> None:
+    """Write evaluation.json and predictions.csv: the held-out images, and a sample of the training ones."""
+    product = open_model(str(folder.path))
+    classifier = product.classifier.to(world.device)
+    split, held_out = prepared.held_out
+    console.say(f"measuring {len(held_out):,} held-out images")
+    figures, predicted = evaluate(
+        classifier,
+        held_out,
+        run.eval_view,
+        classes=prepared.classes,
+        split=split,
+        world=world,
+        num_workers=run.num_workers,
+        console=console,
+    )
+    count = min(TRAINING_SAMPLE, len(held_out), len(prepared.train))
+    chosen = sorted(generator(run.seed, "training sample").permutation(len(prepared.train))[:count].tolist())
+    sample = prepared.train.select(chosen)
+    ours = probabilities(classifier, sample, run.eval_view, world=world, num_workers=run.num_workers, console=console)
+    everything = np.arange(len(held_out)).tolist()
+    parts = {split: (held_out, everything, predicted), "train": (prepared.train, chosen, ours)}
+    write_text(folder.predictions, predictions_csv(parts, classes=prepared.classes))
+    write_text(folder.evaluation, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+
+def show(folder: RunFolder) -> Path:
+    """Write the report of a run from what stands in its folder, and from its images if they are still there."""
+    record = folder.read()
+    try:
+        data = reopen(run_from_record(record, str(folder.record)).data, read_text(folder.split))
+    except (InputError, OSError):
+        data = None
+    product = open_model(str(folder.path)) if folder.finished() else None
+    return write_report(
+        folder.path,
+        data=data,
+        classifier=product.classifier if product else None,
+        view=product.view if product else None,
+    )

@@ -1,0 +1,56 @@
+"""Supervised classification (ViT, arXiv:2010.11929, Sec. 3.1)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from vitreous.classifier import Classifier, ClassifierConfig
+from vitreous.data.batch import Batch
+from vitreous.errors import InputError
+from vitreous.head import Head, LinearHead
+from vitreous.objectives.base import Loss, Objective, ObjectiveConfig
+from vitreous.pooling import ClassToken, Pooling
+from vitreous.vit import ViT, ViTConfig
+from vitreous.weights.product import Product
+from vitreous.weights.transplant import fit_encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(ObjectiveConfig):
+    """Cross-entropy of class scores."""
+
+    pooling: Pooling = ClassToken()
+    """From tokens to one vector."""
+    head: Head = LinearHead()
+    """From that vector to class scores."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+
+    def build(self, encoder: ViTConfig, *, num_classes: int) -> "SupervisedObjective":
+        """The objective around a fresh classifier."""
+        return SupervisedObjective(self, encoder, num_classes)
+
+
+class SupervisedObjective(Objective):
+    """A classifier and its cross-entropy."""
+
+    def __init__(self, config: Supervised, encoder: ViTConfig, num_classes: int) -> None:
+        super().__init__()
+        self.label_smoothing = config.label_smoothing
+        self.classifier: Classifier = ClassifierConfig(
+            encoder=encoder, pooling=config.pooling, head=config.head, num_classes=num_classes
+        ).build()
+
+    @property
+    def encoder(self) -> ViT:
+        return self.classifier.encoder
+
+    def start_from(self, product: Product) -> None:
+        self.classifier = fit_encoder(self.classifier.config, product)
+
+    def forward(self, batch: Batch, progress: float) -> Loss:
+        if batch.labels is None:
+            raise InputError("supervised training needs labels, but the data have none; use folders named by class")
+        logits = self.classifier(batch.images[0]).float()
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        return Loss(loss, {"accuracy": (logits.argmax(-1) == batch.labels).float().mean()})

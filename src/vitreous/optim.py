@@ -1,0 +1,56 @@
+"""Optimizers and which parameters they decay."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitreous.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """Which optimizer moves the weights. Its learning rate comes from the run's schedule."""
+
+    weight_decay: float = 0.0
+    """Decay of matrices and convolutions, times the learning rate; vectors and positions are left alone."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient (the paper's Sec. B.1); None does not clip."""
+
+    @abstractmethod
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of `module`'s trained parameters."""
+
+    def groups(self, module: nn.Module) -> list[dict]:
+        """Parameters with decay and without."""
+        decayed, free = [], []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                token = "position" in name or name.endswith(("prefix", "probe"))
+                (free if parameter.ndim < 2 or token else decayed).append(parameter)
+        return [{"params": decayed, "weight_decay": self.weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay: pre-training, and training from scratch (the paper's Table 3)."""
+
+    weight_decay: float = 0.1
+    """Decay of matrices and convolutions, times the learning rate; vectors and positions are left alone."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging of gradients and of their squares."""
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.groups(module), lr=0.0, betas=self.betas, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(OptimizerConfig):
+    """Stochastic gradient descent with momentum: fine-tuning (the paper's Table 4, no weight decay)."""
+
+    momentum: float = 0.9
+    """Averaging of gradients."""
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.groups(module), lr=0.0, momentum=self.momentum, fused=True)

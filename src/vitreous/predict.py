@@ -1,0 +1,151 @@
+"""Images in, labels or features out: the Python face of a trained model."""
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vitreous import distributed
+from vitreous.classifier import Classifier
+from vitreous.data.decode import decode, to_rgb
+from vitreous.data.views import EvalView
+from vitreous.errors import InputError
+from vitreous.weights.open import open_model
+
+Picture = Image.Image | str | Path | bytes | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image."""
+
+    label: str
+    """The most probable class."""
+    score: float
+    """Its probability, in [0, 1]."""
+    top: tuple[tuple[str, float], ...]
+    """The most probable classes with their probabilities, best first."""
+    file: str | None = None
+    """The path that was given, if it was one."""
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{score:.1%}</td></tr>" for name, score in self.top)
+        return f"<table>{rows}</table>"
+
+
+class Model:
+    """A trained classifier with its preprocessing and its class names."""
+
+    def __init__(
+        self, module: Classifier, *, view: EvalView, classes: Sequence[str] | None, device: str = "auto"
+    ) -> None:
+        self.world = distributed.start(device=device)
+        self.module = module.to(self.world.device).eval()
+        """A plain nn.Module from (batch, 3, height, width) to (batch, num_classes) logits."""
+        self.view = view
+        number = module.config.num_classes
+        self.named = classes is not None
+        """Whether the class names are known; otherwise classes are called by their number."""
+        self.classes = tuple(classes) if classes is not None else tuple(str(i) for i in range(number))
+        if len(self.classes) != number:
+            raise InputError(f"the model tells {number} classes apart, but {len(self.classes)} names were given")
+
+    def preprocess(self, image: Picture) -> Float[Tensor, "3 height width"]:
+        """The tensor that `module` expects for `image`: resized, cropped and normalised."""
+        return self.view.normalise(self._pixels(image)[None])[0]
+
+    def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
+        """The `top` most probable classes of each image.
+
+        `images` is one or many of: a path, encoded bytes, a PIL image, an array (height, width[, 3]) of uint8
+        or of floats in [0, 1], a tensor (3, height, width) likewise. The answer is a list, also for one image.
+
+        Raises:
+            InputError: if an image cannot be read; says which and why.
+        """
+        predictions = []
+        for group, logits in self._run(images, self.module, batch_size):
+            for image, row in zip(group, logits.double().softmax(-1), strict=True):
+                values, indices = row.topk(min(top, len(self.classes)))
+                best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
+                name = str(image) if isinstance(image, str | Path) else None
+                predictions.append(Prediction(best[0][0], best[0][1], best, name))
+        return predictions
+
+    def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Float[np.ndarray, "image width"]:
+        """One feature vector an image, as the head sees it; float32. `images` as in `predict`."""
+        rows = [features.float().numpy() for _, features in self._run(images, self.module.features, batch_size)]
+        return np.concatenate(rows) if rows else np.zeros((0, self.module.config.encoder.width), np.float32)
+
+    def _run(
+        self, images: Picture | Sequence[Picture], function: Any, batch_size: int
+    ) -> Iterator[tuple[list[Picture], Tensor]]:
+        pictures = [images] if isinstance(images, Picture) else list(images)
+        for first in range(0, len(pictures), batch_size):
+            group = pictures[first : first + batch_size]
+            pixels = torch.stack([self._pixels(picture) for picture in group]).to(self.world.device)
+            with torch.inference_mode(), self.world.autocast():
+                yield group, function(self.view.normalise(pixels)).cpu()
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        return self.view(to_image(picture, min_side=self.view.min_side))
+
+    def __repr__(self) -> str:
+        encoder = self.module.config.encoder
+        shape = f"{encoder.width}x{encoder.depth}/{encoder.patch_size}"
+        return (
+            f"Model({shape}, {self.view.image_size} px, {len(self.classes)} classes: {', '.join(self.classes[:4])}...)"
+        )
+
+
+def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
+    """`picture` as an RGB image.
+
+    Raises:
+        InputError: if it cannot be read or is of no known form.
+    """
+    if isinstance(picture, str | Path):
+        return decode(Path(picture), min_side=min_side)
+    if isinstance(picture, bytes):
+        return decode(picture, min_side=min_side)
+    if isinstance(picture, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(picture))
+    if isinstance(picture, Tensor):
+        array = picture.detach().cpu().numpy()
+        if array.ndim == 3:
+            array = np.moveaxis(array, 0, -1)
+    elif isinstance(picture, np.ndarray):
+        array = picture
+    else:
+        raise InputError(f"cannot read an image from {type(picture).__name__}; give a path, bytes, array or tensor")
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise InputError(
+            f"an image array is (height, width[, 3]) and a tensor (3, height, width), got {tuple(picture.shape)}"
+        )
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating) or array.min(initial=0) < 0 or array.max(initial=0) > 1:
+            raise InputError(f"pixels are uint8 or floats in [0, 1], got {array.dtype} up to {array.max(initial=0)}")
+        array = np.round(array * 255).astype(np.uint8)
+    return to_rgb(Image.fromarray(array))
+
+
+def load(model: str | Path, *, classes: Sequence[str] | None = None, device: str = "auto") -> Model:
+    """A trained model, ready to use.
+
+    `model` is a run folder, a product folder, a weights file, or a prefixed name (`timm:NAME.TAG`,
+    `hub:OWNER/NAME`). `classes` names the outputs of weights that come without names.
+
+    Raises:
+        InputError: if there is no such model, or its tensors do not fit.
+    """
+    product = open_model(str(model))
+    return Model(product.classifier, view=product.view, classes=classes or product.classes, device=device)

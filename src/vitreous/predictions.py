@@ -1,0 +1,84 @@
+"""Predictions of files and folders, and tables of them."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vitreous.console import Console
+from vitreous.data.decode import BadImage
+from vitreous.data.listing import is_junk
+from vitreous.errors import InputError
+from vitreous.files import write_bytes, write_text
+from vitreous.predict import Model, Prediction
+
+
+def image_files(paths: Sequence[str]) -> Iterator[Path]:
+    """The files among `paths` and in the folders among them, each folder in order of names; no hidden ones.
+
+    Raises:
+        InputError: if a path is not there, or a folder holds no files.
+    """
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file())
+            files = [p for p in inside if not any(is_junk(part) for part in p.relative_to(path).parts)]
+            if not files:
+                raise InputError(f"{path} holds no files; give image files or a folder of them")
+            yield from files
+        elif path.exists():
+            yield path
+        else:
+            raise InputError(f"there is no file {text}; give image files or a folder of them")
+
+
+def predict_files(model: Model, paths: Sequence[str], *, top: int) -> tuple[list[Prediction], list[str]]:
+    """Predictions of all readable images, and for each unreadable file one sentence with its name."""
+    files = list(image_files(paths))
+    predictions, unreadable = [], []
+    with Console().task("image", len(files)) as task:
+        for done, file in enumerate(files, 1):
+            try:
+                predictions += model.predict(file, top=top)
+            except BadImage as error:
+                unreadable.append(f"{file}: {error}")
+            task.update(done)
+    return predictions, unreadable
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """A table with a row an image: file, label_1, score_1, label_2, ...; by suffix CSV, JSON lines or parquet.
+
+    Raises:
+        InputError: if the suffix is another, the package that writes parquet is missing, or the disk refuses.
+    """
+    rows = [
+        {"file": prediction.file}
+        | {
+            key: value
+            for rank, (label, score) in enumerate(prediction.top, 1)
+            for key, value in ((f"label_{rank}", label), (f"score_{rank}", score))
+        }
+        for prediction in predictions
+    ]
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else ["file"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
+    elif path.suffix == ".jsonl":
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise InputError("writing parquet needs pyarrow: pip install 'vitreous[data]'; or write .csv") from None
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+        write_bytes(path, sink.getvalue())
+    else:
+        raise InputError(f"cannot write {path}: give a name that ends in .csv, .jsonl or .parquet")

@@ -1,0 +1,1 @@
+"""Published results as functions that return a typed `Run`. One function per result."""

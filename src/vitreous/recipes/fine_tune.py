@@ -1,0 +1,27 @@
+"""Fine-tuning pre-trained weights on data of the user's."""
+
+from vitreous.data.prepare import DataConfig
+from vitreous.data.views import EvalView, TrainView
+from vitreous.optim import SGD
+from vitreous.schedule import Cosine
+from vitreous.training import Run
+from vitreous.variants import vit
+
+
+def fine_tune() -> Run:
+    """ViT-Ti/16 of AugReg on a folder of photos: the paper's Table 4 (momentum SGD, no decay, cosine, clip 1).
+
+    Command: vitreous train fine_tune --data.path FOLDER [--weights FILE]. The head starts at zero; positions are
+    resampled if the size changes.
+    """
+    return Run(
+        data=DataConfig(path="photos"),
+        weights="timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        train_view=TrainView(image_size=224, min_area=0.35, flip=True),
+        eval_view=EvalView(image_size=224, crop_ratio=0.9),
+        model=vit("Ti/16"),
+        optimizer=SGD(weight_decay=0.0),
+        learning_rate=Cosine(peak=0.01, warmup_ratio=0.1),
+        batch_size=32,
+        steps=500,
+    )

@@ -1,0 +1,154 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vitreous import distributed, stopping
+from vitreous.classifier import Classifier
+from vitreous.config import from_dict
+from vitreous.console import Console
+from vitreous.data.source import ArraySource
+from vitreous.data.views import EvalView, TrainView
+from vitreous.errors import InputError
+from vitreous.objectives.supervised import Supervised, SupervisedObjective
+from vitreous.optim import AdamW
+from vitreous.run_folder import RunFolder
+from vitreous.schedule import Constant, Cosine
+from vitreous.stopping import Stopped
+from vitreous.training import Run, build_objective, train
+from vitreous.variants import vit
+
+WORLD = distributed.World(rank=0, size=1, device=torch.device("cpu"), dtype=torch.float32, threads=1)
+
+
+def pictures(number: int = 60) -> ArraySource:
+    """Three classes: bright above, bright below, bright everywhere; with noise."""
+    random = np.random.default_rng(0)
+    labels = np.arange(number) % 3
+    pixels = random.integers(0, 100, (number, 8, 8))
+    pixels[labels != 1, :4] += 120
+    pixels[labels != 0, 4:] += 120
+    return ArraySource(pixels.astype(np.uint8), prefix="made", classes=("above", "below", "both"), labels=labels)
+
+
+def tiny(**changes) -> Run:
+    run = Run(
+        train_view=TrainView(image_size=8, min_area=0.5, shift=0.1),
+        eval_view=EvalView(image_size=8, crop_ratio=1.0),
+        model=vit("32x2/4", image_size=8, dropout=0.1, drop_path=0.1),
+        learning_rate=Cosine(peak=3e-3),
+        batch_size=16,
+        steps=12,
+        evaluations=2,
+    )
+    return replace(run, **changes)
+
+
+def carried_out(run: Run, path, *, time_limit_s: float | None = None) -> Classifier:
+    data = pictures()
+    folder = RunFolder(path)
+    path.mkdir(exist_ok=True)
+    objective = train(
+        run,
+        data,
+        held_out=("test", data),
+        folder=folder,
+        world=WORLD,
+        console=Console(quiet=True),
+        time_limit_s=time_limit_s,
+    )
+    assert isinstance(objective, SupervisedObjective)
+    return objective.classifier
+
+
+def same_bits(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_first_loss_is_exactly_the_logarithm_of_the_number_of_classes(tmp_path):
+    carried_out(tiny(), tmp_path)
+    first = next(iter(RunFolder(tmp_path).measurements()))
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_it_learns(tmp_path):
+    carried_out(
+        tiny(
+            steps=80,
+            model=vit("32x2/4", image_size=8),
+            train_view=TrainView(image_size=8, min_area=1.0, flip=False),
+        ),
+        tmp_path,
+    )
+    last = [line for line in RunFolder(tmp_path).measurements() if line["split"] == "test"][-1]
+    assert last["top1"] > 0.95
+
+
+def test_stopped_and_gone_on_with_it_has_the_bits_of_an_undisturbed_run(tmp_path):
+    undisturbed = carried_out(tiny(), tmp_path / "whole")
+    codes = []
+    while True:
+        try:
+            again = carried_out(tiny(), tmp_path / "parts", time_limit_s=0.0)
+            break
+        except Stopped as stopped:
+            codes.append(stopped.exit_code)
+    assert codes == [75] * 11
+    assert same_bits(undisturbed, again)
+    whole, parts = (list(RunFolder(tmp_path / name).measurements()) for name in ("whole", "parts"))
+    timeless = [{k: v for k, v in line.items() if k in ("split", "step", "loss", "top1")} for line in parts]
+    assert timeless == [{k: line[k] for k in ("split", "step", "loss", "top1") if k in line} for line in whole]
+
+
+def test_reader_processes_change_nothing(tmp_path):
+    alone = carried_out(tiny(steps=4, evaluations=0), tmp_path / "alone")
+    helped = carried_out(tiny(steps=4, evaluations=0, num_workers=2), tmp_path / "helped")
+    assert same_bits(alone, helped)
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    assert not same_bits(carried_out(tiny(steps=1), tmp_path / "a"), carried_out(tiny(steps=1, seed=1), tmp_path / "b"))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_way_out(tmp_path):
+    wild = tiny(learning_rate=Constant(value=1e30), optimizer=AdamW(clip_norm=None))
+    with pytest.raises(InputError, match=r"no longer a number near step \d+; lower --learning_rate.peak"):
+        carried_out(wild, tmp_path)
+
+
+def test_a_full_disk_at_a_checkpoint_does_not_stop_training(tmp_path, monkeypatch):
+    from vitreous.checkpoint import Checkpoints
+
+    def refuse(*arguments, **keywords):
+        raise InputError("cannot write there: the disk is full")
+
+    said = []
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    monkeypatch.setattr(Console, "say", lambda self, line="": said.append(line))
+    carried_out(tiny(checkpoint_every_s=0.0), tmp_path)
+    assert sum("warning: no checkpoint at step" in line for line in said) == 12
+
+
+def test_a_run_survives_json():
+    run = tiny(objective=Supervised(label_smoothing=0.1))
+    assert from_dict(run.to_dict()) == run
+
+
+def test_building_twice_gives_the_same_weights_whatever_was_drawn_before():
+    first = build_objective(tiny(), num_classes=3)
+    torch.rand(7)
+    assert same_bits(first, build_objective(tiny(), num_classes=3))
+
+
+@pytest.mark.parametrize("field", ["batch_size", "steps"])
+def test_nothing_to_do_is_an_error(field):
+    with pytest.raises(InputError, match="must be at least 1"):
+        tiny(**{field: 0})
+
+
+def test_out_of_time_is_the_exit_code_for_try_again():
+    assert stopping.EXIT_OUT_OF_TIME == 75

@@ -1,10 +1,26 @@
 """Fixtures that every test may use."""
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from vitreous.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session")
@@ -13,4 +29,49 @@ def shared() -> Path:
     folder = REPOSITORY.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("real data in ../shared is absent")
+    return folder
+
+
+@pytest.fixture
+def vitreous(capsys, monkeypatch, tmp_path) -> Callable[..., Answer]:
+    """Runs a command line in this process, in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*arguments: object) -> Answer:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["vitreous", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Answer(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Class folders of 24 pictures each: bright above (`sky`), bright below (`sea`), bright to one side (`wall`)."""
+    root = tmp_path_factory.mktemp("photos") / "photos"
+    random = np.random.default_rng(0)
+    for name in ("sky", "sea", "wall"):
+        (root / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = random.integers(0, 120, (16, 20, 3))
+            part = {"sky": np.s_[:8], "sea": np.s_[8:], "wall": np.s_[:, :8]}[name]
+            pixels[part] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{name}{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(photos, tmp_path_factory) -> Path:
+    """The folder of a finished run on `photos`."""
+    from vitreous import fit
+    from vitreous.console import Console
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    fit(str(photos), model="32x2/4", minutes=0.1, out=str(folder), console=Console(quiet=True))
     return folder

@@ -1,10 +1,13 @@
 """The commands. Results go to stdout, progress to stderr; heavy imports wait inside the functions."""
 
+import itertools
 import json as jsonlib
 import os
+import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 import vitreous
 from vitreous.errors import InputError, did_you_mean
 
+NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = App(
@@ -21,6 +25,7 @@ app = App(
     help="The Vision Transformer, whole and see-through. Start with: vitreous fit FOLDER-OF-PHOTOS",
     help_format="plaintext",
     result_action="return_value",
+    default_parameter=Parameter(negative=()),
 )
 
 
@@ -120,25 +125,27 @@ def train(
     device
         cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
     dry_run
-        Print every field of the run, then stop.
+        Print every field of the run, what data and model they name, then stop.
     json
         Print the result as JSON.
     """
     from vitreous import distributed
     from vitreous.config import override, walk
     from vitreous.console import Console
-    from vitreous.experiment import carry_out, look
+    from vitreous.experiment import carry_out, look, preview
     from vitreous.recipes.shipped import recipe as find_recipe
     from vitreous.run_folder import choose_folder
 
-    run = find_recipe(recipe)
-    for name, value in _pairs(overrides):
-        run = override(run, name, value)
+    run = override(find_recipe(recipe), dict(_pairs(overrides)))
     if dry_run:
-        if json:
-            _print_json(run.to_dict())
-        else:
+        if not json:
             print(table([(f"--{field.path}", str(field.value), field.doc) for field in walk(run)]))
+            print()
+        facts = preview(run)
+        if json:
+            _print_json({"config": run.to_dict(), "preview": facts})
+        else:
+            print(table(list(facts.items())))
         return 0
     name = recipe.removesuffix("/run.json").rstrip("/").rpartition(":")[2].rpartition("/")[2]
     folder = choose_folder(
@@ -244,22 +251,23 @@ def predict(
     json
         Print one JSON object a line instead of a table.
     """
+    from vitreous.console import Console
     from vitreous.predict import load
     from vitreous.predictions import predict_files, write_predictions
 
     if top < 1:
         raise InputError(f"--top must be at least 1, got {top}")
-    loaded = load(model, classes=_names(classes), device=device)
-    predictions, unreadable = predict_files(loaded, [images, *more], top=top)
+    console, loaded = Console(), load(model, classes=_names(classes), device=device)
+    predictions, unreadable = predict_files(loaded, [images, *more], top=top, console=console)
     if out is not None:
         write_predictions(Path(out), predictions)
-    for prediction in predictions:
-        if json:
-            print(jsonlib.dumps({"file": prediction.file, "top": prediction.top}, ensure_ascii=False))
-        elif out is None:
-            print(f"{prediction.file}  " + "  ".join(f"{name} {score:.1%}" for name, score in prediction.top))
-    if out is not None:
+    if out is not None and not json:
         print(f"{len(predictions):,} predictions in {out}")
+    elif json:
+        for said in predictions:
+            print(jsonlib.dumps({"file": said.file, "top": said.top}, ensure_ascii=False))
+    elif predictions:
+        print(table([(str(said.file), *(f"{name} {score:.1%}" for name, score in said.top)) for said in predictions]))
     if unreadable:
         first = "; ".join(unreadable[:3])
         raise InputError(
@@ -319,7 +327,8 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
         head = ("name", "timm", "parameters", "GFLOPs", "tokens")
         cells = [(n, o, f"{c.parameters:,}", f"{c.gflops:,.1f}", str(c.tokens)) for n, o, c in rows]
         print(table([head, *cells]))
-        print("\nat the size in timm's name, with 1,000 classes; other sizes: B/16@384, or WIDTHxDEPTH/PATCH")
+        print("\nat the size in timm's name, with 1,000 classes; a multiplication and an addition are two FLOPs")
+        print("other sizes: B/16@384 for the image, WIDTHxDEPTH/PATCH for the encoder")
     return 0
 
 
@@ -418,15 +427,17 @@ def confusion_rows(figures: dict[str, Any], *, most: int = 10) -> list[tuple[str
     return [(true, taken, str(count)) for count, true, taken in sorted(pairs, reverse=True)[:most]]
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as aligned columns; numbers to the right."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns; a column of numbers, under its heading if it has one, stands to the right."""
+    columns = list(itertools.zip_longest(*rows, fillvalue=""))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [all(NUMBER.fullmatch(text) for text in column[1:]) for column in columns]
 
-    def cell(text: str, width: int) -> str:
-        number = text[:1].isdigit() and text.rstrip("%").replace(",", "").replace(".", "").isdigit()
-        return text.rjust(width) if number else text.ljust(width)
+    def cell(text: str, column: int) -> str:
+        return text.rjust(widths[column]) if numeric[column] else text.ljust(widths[column])
 
-    return "\n".join("  ".join(cell(text, widths[i]) for i, text in enumerate(row)).rstrip() for row in rows)
+    lines = ("  ".join(cell(text, i) for i, text in enumerate(row)).rstrip() for row in rows)
+    return "\n".join(line.replace("\n", "\\n") for line in lines)  # class names may hold anything
 
 
 def _pairs(tokens: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -487,12 +498,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _complain(f"{stopped}; saved. To go on, type the same command again: {command_line()}")
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        _complain("interrupted before there was anything to save")
+        _complain("interrupted; no file is half written, and the same command can be typed again")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+            _complain("the device has too little memory; take a smaller --batch_size, --image-size or model")
+            sys.exit(EXIT_INPUT)
         log = Path(tempfile.gettempdir()) / f"vitreous-error-{os.getpid()}.log"
         log.write_text(traceback.format_exc())
         _complain(f"a bug of ours: {type(error).__name__}: {error}; please report it with {log}")

@@ -15,7 +15,7 @@ import textwrap
 import types
 import typing
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,31 +101,33 @@ def walk(config: Config, prefix: str = "") -> Iterator[Field]:
             yield from walk(value, f"{path}.")
 
 
-def override(config: SomeConfig, path: str, text: str) -> SomeConfig:
-    """`config` with the field at dotted `path` read from `text`, as the command line gives it.
+def override(config: SomeConfig, changes: Mapping[str, str], *, prefix: str = "") -> SomeConfig:
+    """`config` with fields, by their dotted names, read from text as the command line gives it.
 
-    A field that holds a config takes the name of a class: `override(run, "model.position", "SinCos2d")`.
+    A field that holds a config takes the name of a class: `{"model.position": "SinCos2d"}`. All changes take effect
+    together, so that they may contradict the old values one by one. `prefix` is put before names in messages.
 
     Raises:
-        InputError: if there is no such field or `text` does not fit its type; names what would.
+        InputError: if there is no such field or a text does not fit its type; names what would.
     """
-    name, _, rest = path.partition(".")
-    names = [field.path for field in walk(config)]
-    if name not in {field.name for field in dataclasses.fields(config)}:
-        raise InputError(f"no field {path!r} in {type(config).__name__}{did_you_mean(path, names)}")
-    old = getattr(config, name)
-    try:
-        if not rest:
-            new = _parse(text, typing.get_type_hints(type(config))[name], path)
-        elif isinstance(old, Config):
-            new = override(old, rest, text)
+    kinds = typing.get_type_hints(type(config))
+    new: dict[str, Any] = {}
+    inside: dict[str, dict[str, str]] = {}
+    for path, text in changes.items():
+        name, _, rest = path.partition(".")
+        if name not in {field.name for field in dataclasses.fields(config)}:
+            known = [field.path for field in walk(config, prefix)]
+            raise InputError(f"no field {prefix + path!r}{did_you_mean(prefix + path, known)}")
+        if rest:
+            inside.setdefault(name, {})[rest] = text
         else:
-            raise InputError(f"{name} is {old!r}, which has no fields")
-        return dataclasses.replace(config, **{name: new})
-    except InputError as error:
-        if rest and "no field" in str(error):
-            raise InputError(f"no field {path!r}{did_you_mean(path, names)}") from None
-        raise
+            new[name] = _parse(text, kinds[name], prefix + name)
+    for name, below in inside.items():
+        part = new.get(name, getattr(config, name))
+        if not isinstance(part, Config):
+            raise InputError(f"{prefix}{name} is {part!r}, which has no field {next(iter(below))!r}")
+        new[name] = override(part, below, prefix=f"{prefix}{name}.")
+    return dataclasses.replace(config, **new)
 
 
 def _parse(text: str, kind: Any, path: str) -> Any:

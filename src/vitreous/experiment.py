@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.budget import cost
+from vitreous.classifier import ClassifierConfig
 from vitreous.config import walk
 from vitreous.console import Console
+from vitreous.data.layouts import open_data
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, reopen
 from vitreous.distributed import World, cores
 from vitreous.errors import InputError
@@ -20,6 +23,7 @@ from vitreous.recipes.shipped import run_from_record
 from vitreous.run_folder import RunFolder, describe_run
 from vitreous.seeding import generator
 from vitreous.training import Run, train
+from vitreous.variants import paper_name
 from vitreous.weights.open import open_model
 from vitreous.weights.product import Product, save_product
 
@@ -47,6 +51,24 @@ class Finished:
     def _repr_html_(self) -> str:
         figures = self.evaluation
         return f"<p>{self.folder.path}: top-1 {figures['top1']['value']:.1%} of {figures['num_images']:,} images</p>"
+
+
+def preview(run: Run) -> dict[str, str]:
+    """What `run` would do, from names and shapes alone: data, model, length, in words.
+
+    Raises:
+        InputError: if the data are not there.
+    """
+    splits = open_data(run.data.path, val=run.data.val).named()
+    classes = splits["train"].classes
+    spent = cost(ClassifierConfig(encoder=run.model, num_classes=len(classes)))
+    counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
+    passes = run.steps * run.batch_size / len(splits["train"])
+    return {
+        "data": f"{run.data.path}: {counts} images of {len(classes)} classes",
+        "model": f"ViT {paper_name(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",
+        "length": f"{run.steps:,} steps of {run.batch_size} images, {passes:,.1f} passes over the data",
+    }
 
 
 def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bool = False) -> Prepared:

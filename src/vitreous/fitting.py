@@ -18,6 +18,7 @@ from vitreous.training import Run, build_objective, optimizer_step
 from vitreous.variants import paper_name, vit
 from vitreous.vit import ViTConfig
 from vitreous.weights.open import open_model
+from vitreous.weights.product import Product
 
 DEFAULT_MINUTES = 10.0
 TIME_FOR_STEPS = 0.85  # of the minutes given; the rest goes to measuring, saving and the report
@@ -85,6 +86,9 @@ def fit(
     request = Request(data, val, weights, model, image_size, minutes, allow_bad, seed)
     if minutes is not None and minutes <= 0:
         raise InputError(f"--minutes must be above 0, got {minutes:g}")
+    if model is not None:
+        vit(model)  # a name that is wrong is said before the images are looked at
+    start = open_model(weights) if weights else None
     world = distributed.start(device=device)
     name = data.partition(":")[0] if ":" in data else data.rstrip("/").rpartition("/")[2].partition(".")[0]
     folder = choose_folder(out, name or "run", same=lambda record: record.get("request") == vars(request))
@@ -100,7 +104,7 @@ def fit(
         run = run_from_record(begun, str(folder.record))
         plan = Plan(run, begun["plan"], 0.0)
     else:
-        plan = make_plan(prepared, config, request, world)
+        plan = make_plan(prepared, config, request, start, world)
     for line in plan.reasons:
         console.say(line)
     if dry_run:
@@ -128,9 +132,9 @@ def describe(prepared: Prepared) -> list[str]:
     return lines + [f"  {note}" for note in summary["notes"]]
 
 
-def make_plan(prepared: Prepared, config: DataConfig, request: Request, world: World) -> Plan:
+def make_plan(prepared: Prepared, config: DataConfig, request: Request, start: Product | None, world: World) -> Plan:
     """Model, resolution, recipe and steps for these data on this machine, with reasons."""
-    run = _fine_tuning(prepared, request) if request.weights else _from_scratch(prepared, request, world)
+    run = _fine_tuning(request, start) if start is not None else _from_scratch(prepared, request, world)
     workers = _workers(prepared, world)
     run = replace(run, data=config, seed=request.seed, num_workers=workers)
     images = len(prepared.train)
@@ -162,9 +166,9 @@ def make_plan(prepared: Prepared, config: DataConfig, request: Request, world: W
         }.items()
         if used
     ]
-    start = f"fine-tuned from {request.weights}" if request.weights else "from scratch (--weights would start higher)"
+    origin = f"fine-tuned from {request.weights}" if request.weights else "from scratch (--weights would start higher)"
     reasons = [
-        f"  model    ViT {paper_name(run.model)}, {start}",
+        f"  model    ViT {paper_name(run.model)}, {origin}",
         f"  images   {run.train_view.image_size} pixels, {run.model.grid[0] ** 2} patches; {', '.join(augmented) or 'as they are'}",
         f"  recipe   {type(run.optimizer).__name__}, peak rate {peak:g}, batch {run.batch_size}, {steps:,} steps: {limit}",
         f"  machine  {world.device.type}, {world.threads} of {cores()} CPU cores (others are busy or reserved), "
@@ -183,10 +187,8 @@ def _epochs(images: int, *, fine_tuning: bool) -> float:
     return min(max(300_000 / images, 100), 200)
 
 
-def _fine_tuning(prepared: Prepared, request: Request) -> Run:
+def _fine_tuning(request: Request, product: Product) -> Run:
     """The fine-tuning recipe, with the shape and the preprocessing of the weights."""
-    assert request.weights is not None
-    product = open_model(request.weights)
     encoder = product.classifier.config.encoder
     if request.model is not None:
         asked = vit(request.model)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitreous import distributed
 from vitreous.classifier import Classifier
-from vitreous.data.decode import decode, to_rgb
+from vitreous.data.decode import BadImage, decode, to_rgb
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.weights.open import open_model
@@ -112,7 +112,10 @@ def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
         InputError: if it cannot be read or is of no known form.
     """
     if isinstance(picture, str | Path):
-        return decode(Path(picture), min_side=min_side)
+        try:
+            return decode(Path(picture), min_side=min_side)
+        except BadImage as error:
+            raise BadImage(f"{picture}: {error}") from None
     if isinstance(picture, bytes):
         return decode(picture, min_side=min_side)
     if isinstance(picture, Image.Image):

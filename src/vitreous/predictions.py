@@ -4,47 +4,62 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vitreous.console import Console
 from vitreous.data.decode import BadImage
-from vitreous.data.listing import is_junk
+from vitreous.data.listing import IMAGE_SUFFIXES, is_junk
 from vitreous.errors import InputError
 from vitreous.files import write_bytes, write_text
-from vitreous.predict import Model, Prediction
+from vitreous.predict import Model, Prediction, to_image
+
+BATCH = 32  # images that are in memory at a time
 
 
-def image_files(paths: Sequence[str]) -> Iterator[Path]:
-    """The files among `paths` and in the folders among them, each folder in order of names; no hidden ones.
+def image_files(paths: Sequence[str], *, console: Console) -> Iterator[Path]:
+    """The files among `paths`, and in the folders among them those with a suffix of images, by name.
+
+    Other files in folders are counted, hidden ones are not.
 
     Raises:
-        InputError: if a path is not there, or a folder holds no files.
+        InputError: if a path is not there, or a folder holds no images.
     """
     for text in paths:
         path = Path(text)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file())
-            files = [p for p in inside if not any(is_junk(part) for part in p.relative_to(path).parts)]
-            if not files:
-                raise InputError(f"{path} holds no files; give image files or a folder of them")
-            yield from files
+            shown = [p for p in inside if not any(is_junk(part) for part in p.relative_to(path).parts)]
+            images = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES]
+            if others := len(shown) - len(images):
+                console.say(f"{path}: {others:,} files without a suffix of images are left out")
+            if not images:
+                raise InputError(f"{path} holds no images; give image files or a folder of them")
+            yield from images
         elif path.exists():
             yield path
         else:
             raise InputError(f"there is no file {text}; give image files or a folder of them")
 
 
-def predict_files(model: Model, paths: Sequence[str], *, top: int) -> tuple[list[Prediction], list[str]]:
+def predict_files(
+    model: Model, paths: Sequence[str], *, top: int, console: Console
+) -> tuple[list[Prediction], list[str]]:
     """Predictions of all readable images, and for each unreadable file one sentence with its name."""
-    files = list(image_files(paths))
+    files = list(image_files(paths, console=console))
     predictions, unreadable = [], []
-    with Console().task("image", len(files)) as task:
-        for done, file in enumerate(files, 1):
-            try:
-                predictions += model.predict(file, top=top)
-            except BadImage as error:
-                unreadable.append(f"{file}: {error}")
-            task.update(done)
+    with console.task("image", len(files)) as task:
+        for first in range(0, len(files), BATCH):
+            pictures, names = [], []
+            for file in files[first : first + BATCH]:
+                try:
+                    pictures.append(to_image(file, min_side=model.view.min_side))
+                    names.append(str(file))
+                except BadImage as error:
+                    unreadable.append(str(error))
+            said = model.predict(pictures, top=top, batch_size=BATCH)
+            predictions += [replace(one, file=name) for one, name in zip(said, names, strict=True)]
+            task.update(min(first + BATCH, len(files)))
     return predictions, unreadable
 
 

@@ -1,0 +1,305 @@
+import csv
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitreous.cli import table
+
+COMMANDS = ["fit", "train", "evaluate", "predict", "report", "models", "demo", "doctor"]
+
+
+def spent(code: str) -> float:
+    """CPU seconds of a fresh Python that runs `code`, the least of three."""
+    least = float("inf")
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return least
+
+
+def test_help_needs_no_torch_and_half_a_second_of_cpu_at_most():
+    code = (
+        "import sys; from vitreous.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert not {'torch', 'numpy', 'PIL', 'jinja2'} & set(sys.modules), 'heavy imports'"
+    )
+    assert spent(code) - spent("pass") < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, vitreous):
+    answer = vitreous(command, "--help")
+    assert answer.code == 0
+    assert "--json" in answer.out
+    assert "--no-json" not in answer.out
+    assert all(line.strip() for line in [answer.out])
+
+
+def test_without_a_command_there_is_help(vitreous):
+    answer = vitreous()
+    assert answer.code == 0
+    assert all(command in answer.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("trian", "smoke"), 'Did you mean "train"'),
+        (("fit", "digits", "--minuts", "3"), "Did you mean --minutes"),
+        (("fit", "digits", "--minutes", "soon"), "--minutes"),
+        (("fit",), "DATA"),
+        (("train", "smok"), "did you mean smoke"),
+        (("train", "smoke", "--model.depht", "3"), "did you mean model.depth"),
+        (("train", "smoke", "--model.depth", "three"), "model.depth"),
+        (("train", "smoke", "--model.position", "Learnt"), "did you mean Learned"),
+        (("train", "smoke", "--model.depth"), "needs a value"),
+        (("train", "smoke", "depth=3"), "--name value"),
+        (("fit", "digits", "--model", "Bb/16"), "did you mean B"),
+        (("models", "B/61"), "did you mean B/16"),
+        (("fit", "digitz"), "did you mean digits"),
+        (("predict", "digits.safetensors", "x.png"), "digits.safetensors"),
+        (("report", "nowhere"), "no run folder"),
+        (("evaluate", "timn:vit_tiny", "digits"), "timm:"),
+        (("predict", "x", "y", "--top", "0"), "--top"),
+        (("doctor", "--device", "cpu"), "--device"),
+        (("fit", "digits", "--device", "gpu0"), "device"),
+        (("fit", "digits", "--minutes", "-1"), "--minutes"),
+    ],
+)
+def test_a_slip_ends_in_one_line_that_helps(arguments, hint, vitreous):
+    answer = vitreous(*arguments)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert hint in answer.err.splitlines()[-1]
+    assert answer.err.splitlines()[-1].startswith("vitreous: ")
+
+
+def test_the_pattern_of_models_matches_either_name(vitreous):
+    by_paper = json.loads(vitreous("models", "b/16", "--json").out)
+    by_timm = json.loads(vitreous("models", "base_patch16", "--json").out)
+    assert by_paper == by_timm
+    assert by_paper[0]["parameters"] == 86_567_656
+    assert "86,567,656" in vitreous("models").out
+
+
+def test_doctor_tells_the_same_to_people_and_machines(vitreous):
+    facts = json.loads(vitreous("doctor", "--json").out)
+    shown = vitreous("doctor").out
+    assert facts["torch"] in shown
+    assert facts["threads"][0].isdigit()
+
+
+def test_a_bug_of_ours_leaves_a_traceback_in_a_file_and_one_line_on_screen(vitreous, monkeypatch, tmp_path):
+    def broken():
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(vitreous_doctor(), "examine", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    answer = vitreous("doctor")
+    assert answer.code == 1
+    (log,) = tmp_path.glob("vitreous-error-*.log")
+    assert "Traceback" in log.read_text()
+    assert answer.err.count("\n") == 1
+    assert str(log) in answer.err
+
+
+def vitreous_doctor():
+    return importlib.import_module("vitreous.doctor")
+
+
+def test_a_device_without_memory_is_no_bug(vitreous, monkeypatch):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def greedy():
+        raise OutOfMemoryError
+
+    monkeypatch.setattr(vitreous_doctor(), "examine", greedy)
+    answer = vitreous("doctor")
+    assert answer.code == 2
+    assert "too little memory" in answer.err
+
+
+def test_a_reader_that_leaves_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m vitreous models | head -1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("name")
+
+
+def test_a_finished_run_can_be_measured_asked_and_shown(trained, photos, vitreous, tmp_path):
+    saved = json.loads((trained / "evaluation.json").read_text())
+    again = json.loads(vitreous("evaluate", trained, photos, "--json").out)
+    assert again["top1"] == saved["top1"]
+    assert again["confusion"] == saved["confusion"]
+    text = vitreous("evaluate", trained / "model", photos, "--out", tmp_path / "all.csv").out
+    assert "sky" in text
+    assert "95 % interval" in text
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + 72  # the product folder knows of no split
+
+    one = vitreous("predict", trained, photos / "sky" / "sky0.png", "--top", "2").out
+    assert "sky0.png" in one
+    assert one.count("%") == 2
+    lines = vitreous("predict", trained, photos / "sea", "--json").out.splitlines()
+    assert len(lines) == 24
+    assert len(json.loads(lines[0])["top"]) == 3
+
+    (trained / "report" / "index.html").unlink()
+    path = json.loads(vitreous("report", trained, "--json").out)["report"]
+    assert "<svg" in Path(path).read_text("utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_predictions_go_into_tables(suffix, trained, photos, vitreous, tmp_path):
+    table_file = tmp_path / f"p.{suffix}"
+    answer = vitreous(
+        "predict", trained, photos / "sky", photos / "sea" / "sea1.png", "--top", "1", "--out", table_file
+    )
+    assert "25 predictions" in answer.out
+    if suffix == "csv":
+        rows = list(csv.DictReader(table_file.read_text().splitlines()))
+    elif suffix == "jsonl":
+        rows = [json.loads(line) for line in table_file.read_text().splitlines()]
+    else:
+        from pyarrow import parquet
+
+        rows = parquet.read_table(table_file).to_pylist()
+    assert len(rows) == 25
+    assert list(rows[0]) == ["file", "label_1", "score_1"]
+    assert rows[-1]["file"].endswith("sea1.png")
+    assert 1 / 3 <= float(rows[0]["score_1"]) <= 1
+
+
+def test_predictions_of_other_kinds_are_refused_before_the_work(trained, photos, vitreous):
+    answer = vitreous("predict", trained, photos / "sky", "--out", "p.xlsx")
+    assert answer.code == 2
+    assert ".csv, .jsonl or .parquet" in answer.err
+
+
+def test_images_that_cannot_be_read_are_named_after_the_others_were_told(trained, photos, vitreous, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    answer = vitreous("predict", trained, photos / "sky" / "sky0.png", tmp_path / "broken.png")
+    assert answer.code == 2
+    assert "sky0.png" in answer.out
+    assert "broken.png: truncated" in answer.err
+
+
+def test_class_names_can_come_from_a_file(trained, photos, vitreous, tmp_path):
+    (tmp_path / "names").write_text("a\nb\nc\n")
+    answer = vitreous("predict", trained, photos / "sky" / "sky0.png", "--classes", tmp_path / "names")
+    assert set(answer.out.split()) & {"a", "b", "c"}
+    (tmp_path / "names").write_text("a\n")
+    assert "1 names" in vitreous("predict", trained, photos / "sky" / "sky0.png", "--classes", tmp_path / "names").err
+
+
+def test_a_dry_run_shows_every_field_and_makes_nothing(vitreous):
+    answer = vitreous("train", "smoke", "--model.depth=6", "--dry-run")
+    assert "--model.depth" in answer.out
+    assert "ViT 64x6" in answer.out
+    assert json.loads(vitreous("train", "smoke", "--dry-run", "--json").out)["config"]["steps"] > 0
+    assert list(Path().iterdir()) == []
+
+
+def test_a_run_repeats_from_its_file_and_from_a_python_file(vitreous, photos, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from vitreous.recipes.smoke import smoke\n"
+        "from dataclasses import replace\n"
+        "from vitreous.data.prepare import DataConfig\n"
+        f"def small():\n    return replace(smoke(), data=DataConfig(path={str(photos)!r}), steps=4, batch_size=8)\n"
+    )
+    first = vitreous("train", f"{tmp_path / 'mine.py'}:small", "--json")
+    run = json.loads(first.out)
+    assert run["run"] == "runs/small"
+    second = json.loads(vitreous("train", "runs/small/run.json", "--json").out)
+    assert second["run"] != run["run"]
+    assert {**second, **dict.fromkeys(["run", "report", "seconds"])} == {
+        **run,
+        **dict.fromkeys(["run", "report", "seconds"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "hint"),
+    [
+        ("def f(): return 3", "f", "must return a vitreous.training.Run"),
+        ("def f(): return 3", "g", "choose one of f"),
+        ("1/0", "f", "ZeroDivisionError"),
+        ("def f(: pass", "f", "SyntaxError"),
+    ],
+)
+def test_a_recipe_file_that_fails_is_the_users_to_mend(text, name, hint, vitreous, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    answer = vitreous("train", f"{tmp_path / 'mine.py'}:{name}")
+    assert answer.code == 2
+    assert hint in answer.err
+
+
+def test_time_that_is_up_saves_and_the_same_command_ends_the_run(vitreous, photos):
+    words = ("train", "smoke", "--data.path", photos, "--steps", "6", "--batch_size", "8", "--minutes", "0")
+    seen = []
+    for _ in range(10):
+        answer = vitreous(*words)
+        seen.append(answer.code)
+        if answer.code == 0:
+            break
+        assert "To go on, type the same command again: vitreous train smoke" in answer.err
+    assert seen == [75] * 5 + [0]
+    assert [path.name for path in Path("runs").iterdir()] == ["smoke"]
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen:
+    """A training process that has done a few steps."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitreous", "train", "smoke", "--steps", "100000", "--out", str(folder), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for _ in range(1200):
+        if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size:
+            return process
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.1)
+    raise AssertionError("training did not begin")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(number, code, photos, tmp_path, vitreous):
+    process = begun(tmp_path / "run", "--data.path", str(photos))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "To go on, type the same command again: vitreous train smoke" in err
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    again = vitreous(
+        "train", "smoke", "--steps", "100000", "--out", tmp_path / "run", "--data.path", photos, "--minutes", "0"
+    )
+    assert again.code == 75
+    assert f"going on from step {step:,}" in again.err
+
+
+def test_a_second_interrupt_leaves_at_once(photos, tmp_path):
+    process = begun(tmp_path / "run", "--data.path", str(photos), "--batch_size", "5000")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+
+
+def test_columns_of_numbers_stand_to_the_right():
+    assert table([("class", "images"), ("a", "5"), ("bb", "1,200")]) == "class  images\na           5\nbb      1,200"
+    assert table([("torch", "2.15.0"), ("os", "Linux")]) == "torch  2.15.0\nos     Linux"
+    assert table([("a\nb", "1")]) == "a\\nb  1"

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -81,7 +83,7 @@ class Checkpoints:
         for path in reversed(self.saved()):
             try:
                 manifest, weights, moments = _read(path)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
                 path.rename(path.with_suffix(".damaged"))
                 if not self.saved():
                     raise InputError(
@@ -110,7 +112,12 @@ def _set_moments(module: nn.Module, optimizer: Optimizer, tensors: dict[str, Ten
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> int:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # what the disk said is only in its text
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return _crc32(path)

@@ -1,6 +1,7 @@
 """One run from data to report: look at the images, train, measure, show."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,11 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
                 task.update(done)
 
             prepared = prepare(config, progress=show)
-    except BadData as error:
-        _list_bad(error.bad, None if dry_run else folder, console)
+    except InputError as error:
+        if isinstance(error, BadData):
+            _list_bad(error.bad, None if dry_run else folder, console)
+        with suppress(OSError):
+            folder.path.rmdir()  # if nothing is in it
         raise
     _list_bad(prepared.bad, None if dry_run else folder, console)
     return prepared

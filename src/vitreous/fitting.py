@@ -23,6 +23,7 @@ from vitreous.weights.product import Product
 DEFAULT_MINUTES = 10.0
 TIME_FOR_STEPS = 0.85  # of the minutes given; the rest goes to measuring, saving and the report
 PROBE_S = 5.0
+MIN_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def fit(
     request = Request(data, val, weights, model, image_size, minutes, allow_bad, seed)
     if minutes is not None and minutes <= 0:
         raise InputError(f"--minutes must be above 0, got {minutes:g}")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"--image-size must be at least 1, got {image_size}")
     if model is not None:
         vit(model)  # a name that is wrong is said before the images are looked at
     start = open_model(weights) if weights else None
@@ -144,7 +147,7 @@ def make_plan(prepared: Prepared, config: DataConfig, request: Request, start: P
     epochs = _epochs(images, fine_tuning=request.weights is not None)
     wanted = max(round(epochs * images / run.batch_size), 100)
     minutes = request.minutes or DEFAULT_MINUTES
-    affordable = max(int(minutes * 60 * TIME_FOR_STEPS / step_s), 20)
+    affordable = max(int(minutes * 60 * TIME_FOR_STEPS / step_s), MIN_STEPS)
     steps = min(wanted, affordable)
     image_s = step_s / run.batch_size / 3  # a forward pass is a third of a training step
     checks = max(1, min(10, int(0.1 * steps * step_s / max(image_s * min(len(prepared.held_out[1]), 500), 1e-9))))

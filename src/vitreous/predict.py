@@ -135,7 +135,7 @@ def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
             f"an image array is (height, width[, 3]) and a tensor (3, height, width), got {tuple(picture.shape)}"
         )
     if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating) or array.min(initial=0) < 0 or array.max(initial=0) > 1:
+        if not np.issubdtype(array.dtype, np.floating) or not ((array >= 0) & (array <= 1)).all():  # also for NaN
             raise InputError(f"pixels are uint8 or floats in [0, 1], got {array.dtype} up to {array.max(initial=0)}")
         array = np.round(array * 255).astype(np.uint8)
     return to_rgb(Image.fromarray(array))

@@ -46,7 +46,8 @@ def list_archive(path: Path) -> Listing:
 def _members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Offset and size of the content of each regular member, by name; the last of equal names counts."""
     members: dict[str, tuple[int, int]] = {}
-    skipped = 0
+    notes: list[str] = []
+    skipped = end = 0
     with archive.lock:
         file = archive.file()
         length = file.seek(0, os.SEEK_END)
@@ -54,6 +55,7 @@ def _members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
+                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - or it keeps a kilobyte for each
                     name = member.name.removeprefix("./")
                     if member.isdir() or any(is_junk(part) for part in name.split("/")):
@@ -66,7 +68,11 @@ def _members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]]:
                     members[name] = (member.offset_data, member.size)
         except (tarfile.TarError, OSError, ValueError) as error:
             raise InputError(f"{archive.path} is no whole tar ({error}); fetch or pack it again") from None
-    return members, [f"{skipped} links or special members of {archive.path.name} are skipped"] if skipped else []
+    if skipped:
+        notes.append(f"{skipped} links or special members of {archive.path.name} are skipped")
+    if length == end:
+        notes.append(f"{archive.path.name} lacks the mark that ends a tar: it may be cut short")
+    return members, notes
 
 
 def _folder_labels(members: dict[str, tuple[int, int]], notes: list[str]) -> dict[str, str]:

@@ -24,15 +24,13 @@ def list_folder(root: Path) -> Listing:
     folders, files = _children(root)
     splits = _split_folders(root, folders)
     notes: list[str] = []
-    if "train" in splits:
+    if splits and ("train" in splits or all(split_name(name) for name in folders)):
         others = [name for name in folders if name not in splits.values()]
         unlabelled = [name for name in others if split_name(name)]
         if unlabelled:
             notes.append(f"{_some(unlabelled)} without class folders: images without labels are not used")
         if strangers := [name for name in others if not split_name(name)]:
             notes.append(f"folders beside the splits are not used: {_some(strangers)}")
-    elif splits and all(split_name(name) for name in folders):
-        raise InputError(f"{root} has {_some(list(splits.values()))} but no train folder; add one")
     elif not folders or all(split_name(name) for name in folders):
         raise InputError(_no_classes(root, folders, files))
     else:

@@ -1,0 +1,49 @@
+import pytest
+
+from pictures import class_folders, write
+from vitreous.console import Console
+from vitreous.data.layouts import open_held_out
+from vitreous.errors import InputError
+from vitreous.evaluation.held_out import held_out_images
+
+QUIET = Console(quiet=True)
+
+
+def test_of_several_splits_test_counts_else_val_else_all(tmp_path):
+    for i, split in enumerate(("train", "val", "test")):
+        class_folders(tmp_path / "three" / split, each=i + 1, first_seed=10 * i)
+    class_folders(tmp_path / "one" / "val", each=2)
+    class_folders(tmp_path / "flat", ("cat",))
+    split, source = open_held_out(str(tmp_path / "three"))
+    assert (split, len(source)) == ("test", 6)
+    split, source = open_held_out(str(tmp_path / "one"))
+    assert (split, len(source)) == ("val", 4)
+    split, source = open_held_out(str(tmp_path / "flat"))
+    assert (split, len(source), source.classes) == ("all", 5, ("cat",))
+    assert open_held_out("digits")[0] == "all"
+
+
+def test_a_run_is_measured_on_what_it_held_out(trained, photos):
+    found = held_out_images(str(photos), model=str(trained), console=QUIET)
+    held_out = {line.split(",")[1] for line in (trained / "split.csv").read_text().splitlines() if line[:4] == "test"}
+    assert {found.source.name(i) for i in range(len(found.source))} == held_out
+    assert found.split == "test"
+    assert len(held_images_of(trained / "model", photos)) == 72
+
+
+def held_images_of(model, photos):
+    return held_out_images(str(photos), model=str(model), console=QUIET).source
+
+
+def test_unreadable_images_are_left_out_and_said(tmp_path, capsys):
+    write({"cat/broken.png": b""}, class_folders(tmp_path))
+    found = held_out_images(str(tmp_path), model="none", console=Console())
+    assert len(found.source) == 10
+    assert [file.reason for file in found.bad] == ["empty file"]
+    assert "broken.png: empty file" in capsys.readouterr().err
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    write({"cat/broken.png": b""}, tmp_path)
+    with pytest.raises(InputError, match="no image of"):
+        held_out_images(str(tmp_path), model="none", console=QUIET)

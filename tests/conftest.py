@@ -53,15 +53,14 @@ def vitreous(capsys, monkeypatch, tmp_path) -> Callable[..., Answer]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """Class folders of 24 pictures each: bright above (`sky`), bright below (`sea`), bright to one side (`wall`)."""
+    """Class folders of 24 noisy pictures each: blue (`sky`), green (`sea`), red (`wall`)."""
     root = tmp_path_factory.mktemp("photos") / "photos"
     random = np.random.default_rng(0)
     for name in ("sky", "sea", "wall"):
         (root / name).mkdir(parents=True)
         for i in range(24):
-            pixels = random.integers(0, 120, (16, 20, 3))
-            part = {"sky": np.s_[:8], "sea": np.s_[8:], "wall": np.s_[:, :8]}[name]
-            pixels[part] += 100
+            pixels = random.integers(0, 100, (16, 20, 3))
+            pixels[..., {"wall": 0, "sea": 1, "sky": 2}[name]] += 150
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{name}{i}.png")
     return root
 

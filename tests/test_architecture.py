@@ -21,7 +21,7 @@ LEVELS = [
     {"training"},
     {"recipes"},
     {"inspection", "predict"},
-    {"predictions", "experiment"},
+    {"predictions", "experiment", "planning"},
     {"fitting"},
     {"demo", "doctor"},
     {"cli"},

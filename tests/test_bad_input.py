@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pictures import bomb, class_folders, encoded, noise, packed, write
-from vitreous import fitting
+from vitreous import planning
 
 SOUND = encoded(noise(1000))
 
@@ -22,8 +22,8 @@ SOUND = encoded(noise(1000))
 @pytest.fixture
 def fit(vitreous, monkeypatch):
     """`vitreous fit` with a model that takes no time."""
-    monkeypatch.setattr(fitting, "PROBE_S", 0.05)
-    monkeypatch.setattr(fitting, "MIN_STEPS", 2)
+    monkeypatch.setattr(planning, "PROBE_S", 0.05)
+    monkeypatch.setattr(planning, "MIN_STEPS", 2)
 
     def run(*arguments):
         return vitreous("fit", *arguments, "--model", "32x1/4", "--minutes", "0.0001")
@@ -247,8 +247,8 @@ def test_a_size_that_does_not_divide_into_patches(fit, tmp_path):
 
 
 def test_images_smaller_than_a_patch_are_enlarged(vitreous, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "PROBE_S", 0.05)
-    monkeypatch.setattr(fitting, "MIN_STEPS", 2)
+    monkeypatch.setattr(planning, "PROBE_S", 0.05)
+    monkeypatch.setattr(planning, "MIN_STEPS", 2)
     folder = class_folders(tmp_path / "x")
     assert vitreous("fit", folder, "--model", "32x1/16", "--minutes", "0.0001").code == 0
 

@@ -210,7 +210,10 @@ def test_a_missing_folder_suggests_its_neighbour(tmp_path):
             "are empty; put the images of each class into its folder",
         ),
         ({"cat/1.png": b"x"}, "has one class only (cat); a classifier needs two or more"),
-        ({"val/cat/1.png": b"x", "test/cat/1.png": b"x"}, "has test and val images but none to train on; add a train folder"),
+        (
+            {"val/cat/1.png": b"x", "test/cat/1.png": b"x"},
+            "has test and val images but none to train on; add a train folder",
+        ),
         (
             {"train/a/1": b"", "train/b/1": b"", "val/a/1": b"", "dev/a/1": b""},
             "has both dev and val; keep one",

@@ -397,12 +397,12 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
             rows.append((f"top-{name[3:]}", f"{share['value']:.2%}", interval))
     rows.append(("macro F1", f"{figures['macro_f1']:.4f}", ""))
     rows.append(("calibration", f"{figures['ece']:.4f}", "expected error of the stated confidence (ECE)"))
-    rows.append(("images", f"{figures['num_images']:,}", f"{figures['split']}, never trained on"))
+    rows.append(("images", f"{figures['num_images']:,}", f"{figures['split']}"))
     return rows
 
 
 def class_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Precision, recall and F1 of each class."""
+    """Precision, recall and F1 of each class that occurs."""
     return [
         (
             row["name"],
@@ -412,6 +412,7 @@ def class_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{row['f1']:.3f}",
         )
         for row in figures["per_class"]
+        if row["count"]
     ]
 
 

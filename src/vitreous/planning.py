@@ -1,0 +1,236 @@
+"""What to train for given data on this machine: model, resolution, recipe and steps, each with its reason."""
+
+import time
+from dataclasses import dataclass, replace
+
+from vitreous.console import duration
+from vitreous.data.loader import training_batches
+from vitreous.data.prepare import DataConfig, Prepared
+from vitreous.data.views import TrainView
+from vitreous.distributed import World, cores
+from vitreous.errors import InputError
+from vitreous.optim import AdamW
+from vitreous.position import SinCos2d
+from vitreous.recipes.fine_tune import fine_tune
+from vitreous.recipes.from_scratch import from_scratch
+from vitreous.schedule import Cosine
+from vitreous.training import Run, build_objective, optimizer_step
+from vitreous.variants import paper_name, vit
+from vitreous.vit import ViTConfig
+from vitreous.weights.product import Product
+
+DEFAULT_MINUTES = 10.0
+TIME_FOR_STEPS = 0.85  # of the minutes given; the rest goes to measuring, saving and the report
+PROBE_S = 3.0
+MIN_STEPS = 20
+MANY_PASSES = 20
+SMALL = 96  # pixels; up to this, images are taken at their own size
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; saved in run.json, so that the same command goes on with the same run."""
+
+    data: str
+    val: str | None = None
+    weights: str | None = None
+    model: str | None = None
+    image_size: int | None = None
+    minutes: float | None = None
+    allow_bad: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run and why it is so."""
+
+    run: Run
+    reasons: list[str]
+    """One line a decision."""
+    seconds: float
+    """Estimated training time."""
+
+
+def make_plan(prepared: Prepared, config: DataConfig, request: Request, start: Product | None, world: World) -> Plan:
+    """Model, resolution, recipe and steps for these data on this machine, with reasons."""
+    images, seconds = len(prepared.train), (request.minutes or DEFAULT_MINUTES) * 60
+    run = _fine_tuning(request, start) if start is not None else _from_scratch(prepared, request, world)
+    workers = _workers(prepared, world)
+    run = replace(run, data=config, seed=request.seed, num_workers=workers, batch_size=min(run.batch_size, images))
+
+    step_s = _seconds_per_step(run, prepared, world)
+    if start is None and seconds * TIME_FOR_STEPS / step_s * run.batch_size / images > MANY_PASSES:
+        run = _against_learning_by_heart(run)
+        step_s = _seconds_per_step(run, prepared, world)
+    affordable = max(int(seconds * TIME_FOR_STEPS / step_s), MIN_STEPS)
+    most = min(max(5_000 / images, 3), 20) if start is not None else min(max(300_000 / images, 100), 200)
+    wanted = max(round(most * images / run.batch_size), 100)
+    steps = min(wanted, affordable)
+    run = replace(run, steps=steps, **_checks(run, steps, step_s, len(prepared.held_out[1])))
+
+    limit = f"{steps * run.batch_size / images:.1f} passes over {images:,} images"
+    if steps == affordable:
+        limit += f", what {seconds / 60:g} min allow (--minutes gives it more)"
+    origin = (
+        f"fine-tuned from {request.weights}" if start is not None else "from scratch (--weights would start higher)"
+    )
+    peak = getattr(run.learning_rate, "peak", 0.0)
+    spare = " (others are busy)" if world.threads < cores() else ""
+    reasons = [
+        f"  model    ViT {paper_name(run.model)}, {origin}",
+        f"  images   {run.model.image_size} pixels, {run.model.grid[0]} x {run.model.grid[1]} patches; "
+        + (", ".join(_alterations(run.train_view)) or "as they are"),
+        f"  recipe   {type(run.optimizer).__name__}, peak rate {peak:.2g}, decay {run.optimizer.weight_decay:g}, "
+        f"batch {run.batch_size}",
+        f"  length   {steps:,} steps: {limit}",
+        f"  machine  {world.device.type}, {world.threads} of {cores()} CPU cores{spare}, {workers} reader processes",
+        f"  time     about {duration(steps * step_s / TIME_FOR_STEPS)}: {step_s * 1000:.0f} ms a step, measured now",
+    ]
+    return Plan(run, reasons, steps * step_s / TIME_FOR_STEPS)
+
+
+def _checks(run: Run, steps: int, step_s: float, held_out: int) -> dict[str, int]:
+    """How often to measure during training, so that it takes a tenth of the time at most."""
+    image_s = step_s / run.batch_size / 3  # a forward pass is a third of a training step
+    images = 500 if image_s > 1e-3 else 2000
+    often = int(0.1 * steps * step_s / (image_s * min(held_out, images)))
+    return {"evaluations": max(1, min(10, often)), "evaluation_images": images}
+
+
+def _alterations(view: TrainView) -> list[str]:
+    """What a training view does to images, in words."""
+    done = {
+        f"crops of {view.min_area:.0%} to 100 %": view.min_area < 1,
+        f"shifts to {view.shift:.0%}": view.shift > 0,
+        f"turns to {view.rotate:g}°": view.rotate > 0,
+        "flips": view.flip,
+        "TrivialAugment": view.trivial_augment,
+    }
+    return [name for name, used in done.items() if used]
+
+
+def _fine_tuning(request: Request, product: Product) -> Run:
+    """The fine-tuning recipe, with the shape and the preprocessing of the weights."""
+    encoder = product.classifier.config.encoder
+    if request.model is not None:
+        asked = vit(request.model)
+        shape = (asked.width, asked.depth, asked.patch_size)
+        if shape != (encoder.width, encoder.depth, encoder.patch_size):
+            raise InputError(
+                f"{request.weights} holds a ViT {paper_name(encoder)}, not {request.model}; leave --model out"
+            )
+    size = request.image_size or product.view.image_size
+    base = fine_tune()
+    return replace(
+        base,
+        model=replace(encoder, image_size=_multiple(size, encoder.patch_size, request)),
+        weights=request.weights,
+        objective=replace(base.objective, pooling=product.classifier.config.pooling),
+        eval_view=replace(product.view, image_size=size),
+        train_view=replace(
+            base.train_view,
+            image_size=size,
+            mean=product.view.mean,
+            std=product.view.std,
+            interpolation=product.view.interpolation,
+        ),
+    )
+
+
+def _from_scratch(prepared: Prepared, request: Request, world: World) -> Run:
+    """A small ViT whose grid suits the size of the images, so small that the images are seen often enough."""
+    sizes, gpu = prepared.summary["sizes"], world.device.type != "cpu"
+    short = round(min(sizes["width"]["median"], sizes["height"]["median"]))
+    model = _shape(request, short=short, images=len(prepared.train), gpu=gpu)
+    size, small = model.image_size, model.image_size <= SMALL
+    base = from_scratch()
+    return replace(
+        base,
+        model=model,
+        learning_rate=Cosine(peak=0.2 / model.width),  # measured best: 3e-3 at width 64, 2e-3 at 96, 1e-3 at 192
+        batch_size=256 if gpu else 64,
+        optimizer=AdamW(weight_decay=0.1, betas=(0.9, 0.95)),
+        train_view=replace(
+            base.train_view,
+            image_size=size,
+            min_area=1.0 if small else 0.35,
+            shift=0.04 if small else 0.0,
+            flip=not _grey(prepared),
+            trivial_augment=False,
+        ),
+        eval_view=replace(base.eval_view, image_size=size, crop_ratio=1.0 if small else 0.9),
+    )
+
+
+def _against_learning_by_heart(run: Run) -> Run:
+    """`run` for images that are seen many times: stronger alterations and weight decay."""
+    view = run.train_view
+    small = view.image_size <= SMALL
+    altered = replace(
+        view,
+        min_area=0.6 if small else 0.25,
+        shift=0.1 if small else 0.0,
+        rotate=10.0,
+        trivial_augment=view.flip,  # colours and mirror images are altered together, or neither
+    )
+    return replace(run, train_view=altered, optimizer=replace(run.optimizer, weight_decay=0.5))
+
+
+def _grey(prepared: Prepared) -> bool:
+    """Whether no image has colours: drawings, digits and scans have a left and a right."""
+    return set(prepared.summary["modes"]) <= {"1", "L", "I;16", "I"}
+
+
+def _shape(request: Request, *, short: int, images: int, gpu: bool) -> ViTConfig:
+    """The encoder as asked, or small, with fixed sine-cosine positions (they learn faster, arXiv:2205.01580)."""
+    if request.model is not None:
+        asked = vit(request.model)
+        default = asked.image_size if short > SMALL else max(round(short / asked.patch_size), 1) * asked.patch_size
+        return replace(asked, image_size=_multiple(request.image_size or default, asked.patch_size, request))
+    natural = 2 * short if short <= 12 else short if short <= SMALL else 224 if gpu else 128
+    size = request.image_size or natural
+    patch = next((p for p in (16, 8, 7, 4, 2) if size >= p * (7 if gpu else 4)), 1)
+    if request.image_size is None:
+        size = max(round(size / patch), 1) * patch
+    encoder = "192x12" if gpu else "64x4" if images < 5_000 and size <= SMALL else "96x4" if size <= SMALL else "128x6"
+    return vit(f"{encoder}/{patch}", image_size=_multiple(size, patch, request), position=SinCos2d())
+
+
+def _multiple(size: int, patch: int, request: Request) -> int:
+    if size % patch or size < patch:
+        nearest = max(round(size / patch), 1) * patch
+        raise InputError(f"--image-size {size} does not divide into patches of {patch}; take {nearest}")
+    return size
+
+
+def _workers(prepared: Prepared, world: World) -> int:
+    """Reader processes: none for pixels in memory, few on a CPU that also trains."""
+    if "array" in prepared.summary["formats"] and world.device.type == "cpu":
+        return 0
+    return max(cores() - world.threads, 0) if world.device.type == "cpu" else max(min(cores() - 1, 12), 1)
+
+
+def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
+    """Time of one training step of `run`, reading included, from a few of them; nothing is kept."""
+    objective = build_objective(replace(run, weights=None), num_classes=len(prepared.classes)).to(world.device)
+    optimizer = run.optimizer.build(objective)
+    batches = training_batches(
+        prepared.train,
+        run.train_view,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        first_step=0,
+        steps=50,
+        num_workers=0,
+        device=world.device,
+    )
+    times: list[float] = []
+    began = time.monotonic()
+    for step, batch in enumerate(batches):
+        started = time.monotonic()
+        float(optimizer_step(run, objective, optimizer, batch, step=step, world=world)["loss"])
+        times.append(time.monotonic() - started)
+        if time.monotonic() - began > PROBE_S and step > 0:
+            break
+    return (time.monotonic() - began - times[0]) / max(len(times) - 1, 1)

@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+import vitreous
+from pictures import class_folders, encoded, noise, write
+from vitreous import planning
+from vitreous.console import Console
+from vitreous.data.prepare import DataConfig, prepare
+from vitreous.errors import InputError
+from vitreous.experiment import Finished, first_difference
+from vitreous.fitting import describe
+from vitreous.planning import Plan
+from vitreous.recipes.smoke import smoke
+from vitreous.run_folder import RunFolder
+
+QUIET = Console(quiet=True)
+
+
+def test_a_run_leaves_everything_that_is_promised(trained, photos):
+    assert {path.name for path in trained.iterdir()} == {
+        "run.json",
+        "split.csv",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "evaluation.json",
+        "predictions.csv",
+        "report",
+    }
+    record = json.loads((trained / "run.json").read_text())
+    assert record["classes"] == ["sea", "sky", "wall"]
+    assert record["data"]["path"] == str(photos)
+    assert record["plan"][0].startswith("  model    ViT 32x2/4, from scratch")
+    figures = json.loads((trained / "evaluation.json").read_text())
+    assert figures["split"] == "test"
+    assert figures["num_images"] == 15
+    assert figures["top1"]["value"] > 0.9  # red, green or blue is no hard question
+
+
+def test_a_finished_run_is_shown_again_not_trained_again(trained, photos):
+    weights = (trained / "model" / "model.safetensors").stat().st_mtime_ns
+    again = vitreous.fit(str(photos), model="32x2/4", minutes=0.1, out=str(trained), console=QUIET)
+    assert isinstance(again, Finished)
+    assert (trained / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    assert again.report.is_file()
+    assert again.top1 == again.evaluation["top1"]["value"]
+    assert "top-1" in again._repr_html_()
+
+
+def test_a_dry_run_plans_and_writes_nothing(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning, "PROBE_S", 0.05)
+    plan = vitreous.fit(str(photos), dry_run=True, console=QUIET)
+    assert isinstance(plan, Plan)
+    assert plan.run.model.image_size == 16
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_command_gives_the_same_model(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    for name in ("a", "b"):
+        vitreous.fit(str(photos), out=str(tmp_path / name), minutes=0.01, console=QUIET)
+    first, second = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_second_place_of_held_out_images_is_used(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    class_folders(tmp_path / "val", ("sea", "sky", "wall"), each=2)
+    done = vitreous.fit(str(photos), val=str(tmp_path / "val"), out=str(tmp_path / "run"), console=QUIET)
+    assert isinstance(done, Finished)
+    assert (done.evaluation["split"], done.evaluation["num_images"]) == ("val", 6)
+
+
+def test_what_was_found_is_said(tmp_path):
+    class_folders(tmp_path / "train", each=6)
+    class_folders(tmp_path / "val", each=3, first_seed=50)
+    write({"train/cat/again.png": encoded(noise(0)), "train/dog/held.png": encoded(noise(50))}, tmp_path)
+    lines = describe(prepare(DataConfig(path=str(tmp_path))))
+    assert lines[0] == "  2 classes, 13 train, 6 val images, about 12 x 10 pixels"
+    assert "1 within a split, 1 in two splits, 1 in two classes" in lines[1]
+
+
+def test_the_first_difference_of_two_runs_is_named():
+    before = smoke().to_dict()
+    assert first_difference(before, vitreous.Run(**{**vars(smoke()), "steps": 7})) == "steps is 600 there and 7 here"
+
+
+def test_time_must_be_some(photos):
+    with pytest.raises(InputError, match="--minutes must be above 0"):
+        vitreous.fit(str(photos), minutes=0, console=QUIET)
+    assert not RunFolder(photos / "runs").exists()

@@ -1,0 +1,127 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitreous import distributed, planning
+from vitreous.data.prepare import DataConfig, Prepared, prepare
+from vitreous.errors import InputError
+from vitreous.optim import SGD
+from vitreous.planning import Request, make_plan
+from vitreous.position import SinCos2d
+from vitreous.training import Run
+from vitreous.weights.open import open_model
+
+WORLD = distributed.World(rank=0, size=1, device=torch.device("cpu"), dtype=torch.float32, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch):
+    """A step takes a tenth of a second, whatever it does."""
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 0.1)
+
+
+def images(root, *, size: tuple[int, int] = (32, 32), colour: bool = True, each: int = 10) -> Prepared:
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = random.integers(0, 256, (size[1], size[0], 3) if colour else (size[1], size[0]), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return prepare(DataConfig(path=str(root)))
+
+
+def planned(prepared: Prepared, *, weights: str | None = None, **asked) -> Run:
+    request = Request(data="x", weights=weights, **asked)
+    start = open_model(weights) if weights else None
+    return make_plan(prepared, DataConfig(path="x"), request, start, WORLD).run
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "patch_size"),
+    [
+        ((8, 8), 16, 4),
+        ((28, 28), 28, 7),
+        ((32, 32), 32, 8),
+        ((64, 80), 64, 16),
+        ((90, 90), 96, 16),
+        ((300, 200), 128, 16),
+        ((1, 1), 2, 1),
+        ((500, 1), 2, 1),
+    ],
+)
+def test_the_grid_suits_the_images(size, image_size, patch_size, tmp_path):
+    run = planned(images(tmp_path / "x", size=size, each=3))
+    assert (run.model.image_size, run.model.patch_size) == (image_size, patch_size)
+    assert run.train_view.image_size == run.eval_view.image_size == image_size
+    assert run.model.position == SinCos2d()
+
+
+def test_the_users_wishes_count(tmp_path):
+    prepared = images(tmp_path / "x")
+    run = planned(prepared, model="S/16", image_size=64, seed=5)
+    assert (run.model.width, run.model.patch_size, run.model.image_size, run.seed) == (384, 16, 64, 5)
+    assert planned(prepared, model="S/16").model.image_size == 32
+    with pytest.raises(InputError, match="--image-size 30 does not divide into patches of 16; take 32"):
+        planned(prepared, model="S/16", image_size=30)
+
+
+def test_steps_fit_the_time_and_are_no_more_than_are_worth_it(tmp_path):
+    prepared = images(tmp_path / "x", each=500)
+    assert planned(prepared, minutes=1.0).steps == int(60 * 0.85 / 0.1)
+    assert planned(prepared, minutes=1e-9).steps == planning.MIN_STEPS
+    many = planned(prepared, minutes=1e9)
+    assert many.steps * many.batch_size / len(prepared.train) == pytest.approx(200, rel=0.1)
+
+
+def test_the_more_often_an_image_is_seen_the_more_it_is_altered(tmp_path):
+    prepared = images(tmp_path / "x", each=500)
+    few, many = planned(prepared, minutes=0.1), planned(prepared, minutes=60)
+    assert not few.train_view.trivial_augment
+    assert many.train_view.trivial_augment
+    assert many.train_view.min_area < few.train_view.min_area
+    assert many.optimizer.weight_decay > few.optimizer.weight_decay
+
+
+def test_grey_images_are_not_mirrored(tmp_path):
+    assert not planned(images(tmp_path / "grey", colour=False)).train_view.flip
+    assert planned(images(tmp_path / "colour")).train_view.flip
+
+
+def test_a_batch_is_no_larger_than_the_data(tmp_path):
+    assert planned(images(tmp_path / "x", each=5)).batch_size == 8
+
+
+def test_fine_tuning_takes_shape_and_pixels_from_the_weights(trained, tmp_path):
+    run = planned(images(tmp_path / "x"), weights=str(trained))
+    product = open_model(str(trained))
+    assert run.model == product.classifier.config.encoder
+    assert run.eval_view == product.view
+    assert isinstance(run.optimizer, SGD)
+    assert run.weights == str(trained)
+    larger = planned(images(tmp_path / "y"), weights=str(trained), image_size=32)
+    assert larger.model == replace(run.model, image_size=32)
+    with pytest.raises(InputError, match="holds a ViT 32x2/4, not S/16"):
+        planned(images(tmp_path / "z"), weights=str(trained), model="S/16")
+
+
+def test_the_plan_gives_reasons(tmp_path):
+    prepared = images(tmp_path / "x")
+    plan = make_plan(prepared, DataConfig(path="x"), Request(data="x", minutes=0.1), None, WORLD)
+    text = "\n".join(plan.reasons)
+    assert "16 images, what 0.1 min allow" in text
+    assert "100 ms a step" in text
+    assert f"of {distributed.cores()} CPU cores" in text
+    assert plan.seconds == pytest.approx(plan.run.steps * 0.1 / 0.85)
+
+
+def test_readers_are_the_cores_that_do_not_train(tmp_path, monkeypatch):
+    prepared = images(tmp_path / "x")
+    monkeypatch.setattr(planning, "cores", lambda: 4)
+    assert planned(prepared).num_workers == 3
+    assert (
+        make_plan(prepare(DataConfig(path="digits")), DataConfig(), Request(data="digits"), None, WORLD).run.num_workers
+        == 0
+    )

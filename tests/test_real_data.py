@@ -1,0 +1,106 @@
+"""On real photos and real weights, where they lie beside the repository."""
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vitreous.data.layouts import open_held_out
+
+NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights(shared) -> Path:
+    return shared / "weights" / NAME / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def synsets(shared) -> list[str]:
+    return (shared / "data" / "imagenet_meta" / "imagenet_synsets.txt").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def sixty(shared, tmp_path_factory) -> Path:
+    """A tar of the first 120 photos of Imagenette's val split, bytes untouched."""
+    path = tmp_path_factory.mktemp("sixty") / "photos.tar"
+    source = shared / "data" / "imagenette224" / "imagenette224_val.tar"
+    with tarfile.open(source) as whole, tarfile.open(path, "w") as part:
+        for member in [member for member in whole if member.isreg()][:120]:
+            part.addfile(member, whole.extractfile(member))
+    return path
+
+
+def test_untouched_imagenet_weights_say_of_each_photo_what_timm_says(vitreous, weights, synsets, sixty, tmp_path):
+    (tmp_path / "synsets.txt").write_text("\n".join(synsets))
+    words = (
+        "evaluate",
+        weights,
+        sixty,
+        "--classes",
+        tmp_path / "synsets.txt",
+        "--out",
+        tmp_path / "ours.csv",
+        "--json",
+    )
+    figures = json.loads(vitreous(*words).out)
+    ours = {row["file"]: row for row in csv.DictReader((tmp_path / "ours.csv").read_text().splitlines())}
+
+    model = timm.create_model(NAME, pretrained=False).eval()
+    model.load_state_dict(load_file(weights))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    hits = 0
+    with tarfile.open(sixty) as tar, torch.inference_mode():
+        for member in tar:
+            image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+            said = model(transform(image)[None])[0].double().softmax(-1)
+            row = ours[member.name]
+            assert row["predicted"] == synsets[said.argmax()]
+            assert float(row["confidence"]) == pytest.approx(float(said.max()), abs=2e-6)
+            hits += row["predicted"] == row["label"]
+    assert figures["top1"]["value"] == hits / 120
+    assert figures["num_images"] == 120
+
+
+def test_those_weights_fine_tune_on_a_few_photos(vitreous, weights, sixty, tmp_path):
+    """Those classes were seen in its training: this checks the machinery, not the science."""
+    answer = vitreous("fit", sixty, "--weights", weights, "--minutes", "0.4", "--out", tmp_path / "run", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["top1"]["value"] > 0.8
+    assert "from_scratch" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "size"),
+    [
+        ("fashion-mnist:{}/fashion_mnist", 60_000, 10_000, (28, 28)),
+        ("cifar10:{}/cifar10", 50_000, 10_000, (32, 32)),
+    ],
+)
+def test_named_sets_are_read_whole(name, train, test, size, shared):
+    from vitreous.data.layouts import open_data
+
+    splits = open_data(name.format(shared / "data"))
+    assert len(splits.train) == train
+    assert splits.test is not None
+    assert len(splits.test) == test
+    assert splits.test.image(test - 1).size == size
+    assert np.bincount(splits.test.labels).tolist() == [test // 10] * 10
+
+
+def test_the_pixels_of_fashion_mnist_are_those_of_the_file(shared):
+    folder = shared / "data" / "fashion_mnist"
+    with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
+    _, source = open_held_out(f"fashion-mnist:{folder}")
+    for i in (0, 77, 9_999):
+        np.testing.assert_array_equal(np.asarray(source.image(i))[..., 0], pixels[i])

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from vitreous.errors import InputError
+from vitreous.optim import AdamW
+from vitreous.run_folder import RunFolder, choose_folder, describe_run
+
+
+def begun(path, **record) -> RunFolder:
+    folder = RunFolder(path)
+    folder.claim()
+    folder.write_record(record)
+    return folder
+
+
+def choose(name: str = "cats", **record) -> str:
+    return str(choose_folder(None, name, same=lambda other: other == record).path)
+
+
+def test_a_new_run_never_takes_the_place_of_an_old_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert choose(a=1) == "runs/cats"
+    begun(tmp_path / "runs" / "cats", a=1)
+    assert choose(a=2) == "runs/cats-2"
+    assert choose(a=1) == "runs/cats"  # unfinished, so it is gone on with
+    report = tmp_path / "runs" / "cats" / "report" / "index.html"
+    report.parent.mkdir()
+    report.touch()
+    assert choose(a=1) == "runs/cats-2"
+    (tmp_path / "runs" / "cats-2").mkdir()
+    (tmp_path / "runs" / "cats-2" / "mine").touch()
+    assert choose(a=1) == "runs/cats-3"
+    assert str(choose_folder("there", "cats", same=lambda _: False).path) == "there"
+
+
+def test_measurements_are_appended_and_those_to_be_repeated_are_forgotten(tmp_path):
+    folder = begun(tmp_path / "run")
+    for step in (1, 2, 3):
+        folder.append({"step": step, "loss": step / 2})
+    with open(folder.metrics, "a") as file:
+        file.write('{"step": 4, "lo')  # the power went
+    assert [line["step"] for line in folder.measurements()] == [1, 2, 3]
+    folder.forget_after(2)
+    assert list(folder.measurements()) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+
+
+def test_the_record_says_what_was_run(tmp_path):
+    record = describe_run(AdamW(), seed=7)
+    assert json.loads(json.dumps(record)) == record
+    assert record["seed"] == 7
+    assert record["config"] == AdamW().to_dict()
+    assert {"python", "torch", "vitreous"} <= set(record["versions"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2"])
+def test_a_damaged_record_is_said(text, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.record.write_text(text)
+    with pytest.raises(InputError, match="cannot read"):
+        folder.read()
+
+
+def test_a_folder_of_other_things_is_not_taken(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(InputError, match="no run of ours"):
+        RunFolder(tmp_path).claim()

@@ -12,7 +12,19 @@ import vitreous
 
 SOURCE = Path(vitreous.__file__).parent
 LEVELS = [
-    {"errors", "files", "config", "seeding", "console", "schedule", "stem", "position", "feed_forward", "stopping"},
+    {
+        "errors",
+        "files",
+        "config",
+        "seeding",
+        "console",
+        "tables",
+        "schedule",
+        "stem",
+        "position",
+        "feed_forward",
+        "stopping",
+    },
     {"vit"},
     {"pooling", "head", "classifier", "variants", "budget"},
     {"data", "optim", "distributed", "checkpoint", "metrics", "weights", "run_folder"},

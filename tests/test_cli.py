@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from vitreous.cli import table
-
 COMMANDS = ["fit", "train", "evaluate", "predict", "report", "models", "demo", "doctor"]
 
 
@@ -297,9 +295,3 @@ def test_a_second_interrupt_leaves_at_once(photos, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130)
-
-
-def test_columns_of_numbers_stand_to_the_right():
-    assert table([("class", "images"), ("a", "5"), ("bb", "1,200")]) == "class  images\na           5\nbb      1,200"
-    assert table([("torch", "2.15.0"), ("os", "Linux")]) == "torch  2.15.0\nos     Linux"
-    assert table([("a\nb", "1")]) == "a\\nb  1"

@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -12,9 +15,24 @@ from vitreous.errors import InputError
 )
 def test_threads_are_the_cores_that_are_free(load, cores, threads, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(distributed, "busy_cores", lambda: load)
     monkeypatch.setattr(distributed, "cores", lambda: cores)
     assert distributed.free_cores() == threads
+
+
+def test_busy_cores_are_seen_at_once():
+    """One process spins; nothing of the sort was running a second ago."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        time.sleep(0.5)
+        busy = distributed.busy_cores()
+        spinning.kill()
+    assert busy > 0.7
+
+
+def test_without_proc_the_load_average_counts(monkeypatch):
+    monkeypatch.setattr(distributed, "_ticks", dict)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    assert distributed.busy_cores() == 1.5
 
 
 def test_the_users_number_of_threads_is_taken(monkeypatch):

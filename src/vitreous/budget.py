@@ -23,7 +23,8 @@ def cost(config: ClassifierConfig, *, image_size: int | None = None) -> Cost:
     """Parameters, GFLOPs and tokens, without allocating a weight.
 
     Counted: patch projection, the four attention projections, the two attention products, the feed-forward
-    layers and the head; not counted, as in the published tables: norms, softmax, GELU, biases.
+    layers and the scores; not counted, as in the published tables: norms, softmax, GELU, biases, and what a pooling
+    or a hidden layer of the head adds.
     """
     encoder = config.encoder
     with torch.device("meta"):

@@ -1,13 +1,10 @@
 """The commands. Results go to stdout, progress to stderr; heavy imports wait inside the functions."""
 
-import itertools
 import json as jsonlib
 import os
-import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,8 +12,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 import vitreous
 from vitreous.errors import InputError, did_you_mean
+from vitreous.tables import class_rows, confusion_rows, figure_rows, table
 
-NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = App(
@@ -333,7 +330,7 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
 
 
 @app.command
-def demo(*, out: str = "runs/demo", minutes: float = 1.8, json: bool = False) -> int:
+def demo(*, out: str = "runs/demo", minutes: float = 2.0, json: bool = False) -> int:
     """Train on handwritten digits, from nothing to a report, in about two minutes.
 
     Parameters
@@ -386,59 +383,6 @@ def _finish(finished: Any, *, json: bool) -> int:
     print(f"\nrun      {folder.path}\nmodel    {folder.model}\nreport   {finished.report}")
     print(f"\nnext     vitreous predict {folder.path} IMAGES   ·   open {finished.report}")
     return 0
-
-
-def figure_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The headline figures of an evaluation."""
-    rows: list[tuple[str, ...]] = []
-    for name in ("top1", "top5"):
-        if share := figures[name]:
-            interval = f"95 % interval {share['low']:.2%} to {share['high']:.2%}"
-            rows.append((f"top-{name[3:]}", f"{share['value']:.2%}", interval))
-    rows.append(("macro F1", f"{figures['macro_f1']:.4f}", ""))
-    rows.append(("calibration", f"{figures['ece']:.4f}", "expected error of the stated confidence (ECE)"))
-    rows.append(("images", f"{figures['num_images']:,}", f"{figures['split']}"))
-    return rows
-
-
-def class_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Precision, recall and F1 of each class that occurs."""
-    return [
-        (
-            row["name"],
-            f"{row['count']:,}",
-            f"{row['precision']:.3f}",
-            f"{row['recall']:.3f}",
-            f"{row['f1']:.3f}",
-        )
-        for row in figures["per_class"]
-        if row["count"]
-    ]
-
-
-def confusion_rows(figures: dict[str, Any], *, most: int = 10) -> list[tuple[str, ...]]:
-    """The largest numbers off the diagonal of the confusion matrix."""
-    names = [row["name"] for row in figures["per_class"]]
-    pairs = [
-        (count, names[i], names[j])
-        for i, row in enumerate(figures["confusion"])
-        for j, count in enumerate(row)
-        if i != j and count
-    ]
-    return [(true, taken, str(count)) for count, true, taken in sorted(pairs, reverse=True)[:most]]
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns; a column of numbers, under its heading if it has one, stands to the right."""
-    columns = list(itertools.zip_longest(*rows, fillvalue=""))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [all(NUMBER.fullmatch(text) for text in column[1:]) for column in columns]
-
-    def cell(text: str, column: int) -> str:
-        return text.rjust(widths[column]) if numeric[column] else text.ljust(widths[column])
-
-    lines = ("  ".join(cell(text, i) for i, text in enumerate(row)).rstrip() for row in rows)
-    return "\n".join(line.replace("\n", "\\n") for line in lines)  # class names may hold anything
 
 
 def _pairs(tokens: tuple[str, ...]) -> list[tuple[str, str]]:

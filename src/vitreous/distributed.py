@@ -3,8 +3,10 @@
 import ctypes
 import os
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -85,8 +87,33 @@ def free_cores() -> int:
     """
     if chosen := os.environ.get("OMP_NUM_THREADS", ""):
         return max(int(chosen), 1) if chosen.isdigit() else cores()
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(cores() - round(busy), 1)
+    return max(cores() - round(busy_cores()), 1)
+
+
+def busy_cores(*, during_s: float = 0.3) -> float:
+    """How many of our cores other work keeps busy: on Linux measured now, elsewhere the load of the last minute."""
+    before = _ticks()
+    if not before:
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    time.sleep(during_s)
+    after = _ticks()
+    shares = (1 - (after[core][0] - idle) / max(after[core][1] - total, 1) for core, (idle, total) in before.items())
+    return sum(shares)
+
+
+def _ticks() -> dict[int, tuple[int, int]]:
+    """Idle and total time of each of our cores since the start of the system, from /proc/stat; empty without it."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        ours = os.sched_getaffinity(0)
+    except (OSError, AttributeError):
+        return {}
+    ticks = {}
+    for name, *numbers in (line.split() for line in lines if line.startswith("cpu") and line[3].isdigit()):
+        if int(name[3:]) in ours:
+            values = [int(number) for number in numbers[:8]]
+            ticks[int(name[3:])] = (values[3] + values[4], sum(values))  # waiting for the disk is idle too
+    return ticks
 
 
 def _keep_freed_memory() -> None:

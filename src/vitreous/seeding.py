@@ -17,4 +17,4 @@ def key(seed: int, purpose: str, *counters: int) -> int:
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """A NumPy generator for this purpose alone."""
-    return np.random.Generator(np.random.Philox(key(seed, purpose, *counters)))
+    return np.random.Generator(np.random.Philox(key=key(seed, purpose, *counters)))  # a key needs no seed sequence

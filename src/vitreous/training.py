@@ -168,15 +168,16 @@ def train(
                 folder.append({"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()})
                 recent = Recent()
                 task.update(done, f"{_figures(line)}  {measured}".strip())
+            paused = time.monotonic()
             if run.evaluations and (last or done % max(run.steps // run.evaluations, 1) == 0):
                 result = _measure(objective, held_out, run, world)
                 if result is not None:
                     folder.append({"split": held_out[0], "step": done, **result, "seconds": seconds()})
                     measured = f"{held_out[0]} {result['top1']:.1%}"
-                    recent.started = time.monotonic()
             if last or due or stopping:
                 _save(checkpoints, Restored(done, seconds()), objective, optimizer, console, must=stopping)
                 saved_at = time.monotonic()
+            recent.started += time.monotonic() - paused  # the speed is that of training alone
             if stopping:
                 code = stop.exit_code if stop.signal is not None else EXIT_OUT_OF_TIME
                 raise Stopped(done, run.steps, code, stop.reason if stop.signal is not None else "out of time")

@@ -180,16 +180,17 @@ def _crop_box(width: int, height: int, min_area: float, rng: np.random.Generator
 
 
 def _moved(image: Image.Image, rng: np.random.Generator, *, shift: float, rotate: float) -> Image.Image:
-    """`image` turned about its centre and moved by whole pixels; what comes in repeats the edge."""
+    """`image` moved by whole pixels and turned about its centre; what comes in repeats the edge."""
     size = image.width
     reach = round(shift * size)
-    margin = reach + (math.ceil(size / 4) if rotate else 0)  # a turned square needs (sqrt(2) - 1) / 2 of its side
-    down, right = (int(rng.integers(-reach, reach + 1)) for _ in range(2))
-    padded = Image.fromarray(np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
-    if rotate:
-        padded = padded.rotate(rng.uniform(-rotate, rotate), Image.Resampling.BILINEAR)
-    left, top = margin - right, margin - down
-    return padded.crop((left, top, left + size, top + size))
+    margin = math.ceil(size / 4) if rotate else 0  # a turned square needs (sqrt(2) - 1) / 2 of its side
+    places = np.arange(-margin, size + margin)
+    rows, columns = (np.clip(places - rng.integers(-reach, reach + 1), 0, size - 1) for _ in range(2))
+    moved = Image.fromarray(np.asarray(image)[rows[:, None], columns])
+    if not rotate:
+        return moved
+    turned = moved.rotate(rng.uniform(-rotate, rotate), Image.Resampling.BILINEAR)
+    return turned.crop((margin, margin, margin + size, margin + size))
 
 
 def _trivially_augmented(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -61,14 +61,38 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_is_taken(tmp_path):
     assert checkpoints.restore(module, optimizer) == Restored(1, 0.0)
     assert all(torch.equal(module.state_dict()[name], first[name]) for name in first)
     assert newest.with_suffix(".damaged").exists()
+    assert checkpoints.damaged == [newest]
+    checkpoints.save(Restored(2, 0.0), module, optimizer)
+    assert Checkpoints(tmp_path).restore(module, optimizer) == Restored(2, 0.0)
 
 
 def test_a_damaged_only_checkpoint_is_one_clear_error(tmp_path):
     module, optimizer = stepped()
     path = Checkpoints(tmp_path).save(Restored(1, 0.0), module, optimizer)
     os.truncate(path / "optimizer.safetensors", 100)
-    with pytest.raises(InputError, match=r"the only checkpoint .* is damaged"):
+    for _ in range(2):  # a second try must not start from nothing
+        with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
+            Checkpoints(tmp_path).restore(module, optimizer)
+
+
+@pytest.mark.parametrize("name", ["step-00000002.damaged", "step-00000002"])
+def test_damage_that_was_found_before_is_no_fresh_start(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
+        Checkpoints(tmp_path).restore(*stepped())
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    module, optimizer = stepped()
+    path = Checkpoints(tmp_path).save(Restored(1, 0.0), module, optimizer)
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("vitreous.checkpoint._crc32", forbidden)
+    with pytest.raises(InputError, match=r"cannot read .*Permission denied"):
         Checkpoints(tmp_path).restore(module, optimizer)
+    assert path.is_dir()
 
 
 def test_an_unfinished_one_does_not_count(tmp_path):

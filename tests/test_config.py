@@ -1,4 +1,5 @@
 import json
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ import pytest
 
 from references import tiny
 from vitreous.classifier import ClassifierConfig
-from vitreous.config import Config, concrete, from_dict, override, walk
+from vitreous.config import Config, check_ranges, concrete, from_dict, override, walk
 from vitreous.errors import InputError
 from vitreous.feed_forward import GELU
 from vitreous.pooling import Mean, Pooling
@@ -143,3 +144,56 @@ def test_what_cannot_be_read_is_refused_in_one_line(path, text, message):
 def test_a_value_that_the_config_refuses_is_refused():
     with pytest.raises(InputError, match="num_heads 5 does not divide"):
         override(ClassifierConfig(), {"encoder.num_heads": "5"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class": "vitreous.nowhere.Thing"}, "no config of vitreous"),
+        ({"class": "vitreous.__main__.Thing"}, "no config of vitreous"),
+        ({"class": "vitreous.position.Position"}, "no config of vitreous"),
+        ({"class": None}, "no config of vitreous"),
+        ({"depth": "six"}, "depth is 'six'"),
+        ({"depth": True}, "depth is True"),
+        ({"depth": None}, "depth is None"),
+        ({"layer_scale": "x"}, "layer_scale is 'x'"),
+        ({"class_token": 1}, "class_token is 1"),
+        ({"position": 3}, "position is 3"),
+        ({"position": GELU().to_dict()}, "position is GELU"),
+    ],
+)
+def test_a_file_edited_by_hand_is_answered_in_one_line(change, message):
+    with pytest.raises(InputError, match=message):
+        from_dict({**tiny().to_dict(), **change})
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", []])
+def test_what_is_no_object_is_no_config(value):
+    with pytest.raises(InputError, match="no config of vitreous"):
+        from_dict(value)
+
+
+def test_whole_numbers_are_numbers():
+    assert from_dict({**tiny().to_dict(), "layer_scale": 1}).layer_scale == 1
+
+
+def test_ranges_are_checked_and_named():
+    @dataclass(frozen=True, kw_only=True)
+    class Lamp(Config):
+        light: float | None = 0.5
+        colours: tuple[float, ...] = (0.1, 0.2)
+        age: int = 0
+
+        def __post_init__(self):
+            check_ranges(self, light=(0, 1), colours=(0, 1), age=(0, math.inf))
+
+    assert Lamp(light=None, age=10**9).light is None
+    for changes, message in [
+        ({"light": 2}, "light is 2; it must lie between 0 and 1"),
+        ({"light": math.nan}, "light is nan"),
+        ({"light": -math.inf}, "light is -inf"),
+        ({"colours": (0.5, 1.5)}, "colours is 1.5"),
+        ({"age": -1}, "age is -1; it must be 0 or more"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Lamp(**changes)

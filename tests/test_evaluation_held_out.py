@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from pictures import class_folders, write
@@ -28,11 +30,19 @@ def test_a_run_is_measured_on_what_it_held_out(trained, photos):
     held_out = {line.split(",")[1] for line in (trained / "split.csv").read_text().splitlines() if line[:4] == "test"}
     assert {found.source.name(i) for i in range(len(found.source))} == held_out
     assert found.split == "test"
-    assert len(held_images_of(trained / "model", photos)) == 72
 
 
-def held_images_of(model, photos):
-    return held_out_images(str(photos), model=str(model), console=QUIET).source
+@pytest.mark.parametrize("model", ["{run}", "{run}/model", "{run}/model/model.safetensors"])
+@pytest.mark.parametrize("data", ["{photos}", "{photos}/", "{photos}/../photos", "photos"])
+def test_its_images_are_known_under_every_name(model, data, trained, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    data, model = data.format(photos=photos), model.format(run=trained)
+    assert len(held_out_images(data, model=model, console=QUIET).source) == 15
+
+
+def test_a_copy_of_a_model_knows_no_held_out_images(trained, photos, tmp_path):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    assert len(held_out_images(str(photos), model=str(tmp_path / "model"), console=QUIET).source) == 72
 
 
 def test_unreadable_images_are_left_out_and_said(tmp_path, capsys):

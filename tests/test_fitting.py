@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -9,7 +10,7 @@ from vitreous.console import Console
 from vitreous.data.prepare import DataConfig, prepare
 from vitreous.errors import InputError
 from vitreous.experiment import Finished, first_difference
-from vitreous.fitting import describe
+from vitreous.fitting import describe, run_name
 from vitreous.planning import Plan
 from vitreous.recipes.smoke import smoke
 from vitreous.run_folder import RunFolder
@@ -87,7 +88,75 @@ def test_the_first_difference_of_two_runs_is_named():
     assert first_difference(before, vitreous.Run(**{**vars(smoke()), "steps": 7})) == "steps is 600 there and 7 here"
 
 
-def test_time_must_be_some(photos):
+def test_the_second_place_counts_also_where_the_first_has_test_images(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    class_folders(tmp_path / "x" / "train", each=6)
+    class_folders(tmp_path / "x" / "test", each=3, first_seed=50)
+    class_folders(tmp_path / "mine", each=2, first_seed=90)
+    done = vitreous.fit(str(tmp_path / "x"), val=str(tmp_path / "mine"), out=str(tmp_path / "run"))
+    assert isinstance(done, Finished)
+    assert (done.evaluation["split"], done.evaluation["num_images"]) == ("val", 4)
+    assert "test images of" in capsys.readouterr().err
+    with pytest.raises(InputError, match="class"):  # digits are no cats; but the name is understood
+        vitreous.fit(str(tmp_path / "x"), val="digits", out=str(tmp_path / "other"), console=QUIET)
+
+
+def test_a_run_killed_before_its_split_was_written_goes_on(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    vitreous.fit(str(photos), out=str(tmp_path / "a"), minutes=0.01, console=QUIET)
+    for kept in (tmp_path / "a").iterdir():
+        if kept.name != "run.json":
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+    done = vitreous.fit(str(photos), out=str(tmp_path / "a"), minutes=0.01, console=QUIET)
+    assert isinstance(done, Finished)
+    assert len((tmp_path / "a" / "split.csv").read_text().splitlines()) == 73
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    vitreous.fit(str(photos), out=str(tmp_path / "a"), minutes=0.01, console=QUIET)
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["threads"] == 1
+    shutil.rmtree(tmp_path / "a" / "model")
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    vitreous.fit(str(photos), out=str(tmp_path / "a"), minutes=0.01)
+    assert "training on cpu (1 of" in capsys.readouterr().err
+
+
+def test_a_list_of_bad_images_is_of_this_run(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    folder = class_folders(tmp_path / "x", each=60)
+    write({f"cat/broken{i}.png": b"" for i in range(9)}, folder)
+    with pytest.raises(InputError, match="give no image"):
+        vitreous.fit(str(folder), out=str(tmp_path / "run"), console=QUIET)
+    assert (tmp_path / "run" / "bad_images.txt").exists()
+    for broken in (folder / "cat").glob("broken*"):
+        broken.unlink()
+    vitreous.fit(str(folder), out=str(tmp_path / "run"), minutes=0.01, console=QUIET)
+    assert not (tmp_path / "run" / "bad_images.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("photos", "photos"),
+        ("a/photos/", "photos"),
+        ("a/photos.tar.gz", "photos"),
+        ("cifar10:../b/c", "cifar10"),
+        ("strange:a/photos", "photos"),
+        ("digits", "digits"),
+        (".", "HERE"),
+        ("/", "run"),
+    ],
+)
+def test_a_run_is_named_after_its_data(data, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_name(data) == (tmp_path.name if name == "HERE" else name)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_time_must_be_some(minutes, photos):
     with pytest.raises(InputError, match="--minutes must be above 0"):
-        vitreous.fit(str(photos), minutes=0, console=QUIET)
+        vitreous.fit(str(photos), minutes=minutes, console=QUIET)
     assert not RunFolder(photos / "runs").exists()

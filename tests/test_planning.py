@@ -119,8 +119,10 @@ def test_the_plan_gives_reasons(tmp_path):
 
 def test_readers_are_the_cores_that_do_not_train(tmp_path, monkeypatch):
     prepared = images(tmp_path / "x")
-    monkeypatch.setattr(planning, "cores", lambda: 4)
-    assert planned(prepared).num_workers == 3
+    for idle, workers in ((4, 3), (1, 0), (0, 0)):
+        monkeypatch.setattr(planning, "idle_cores", lambda n=idle: n)
+        assert planned(prepared).num_workers == workers
+    monkeypatch.setattr(planning, "idle_cores", lambda: 4)
     assert (
         make_plan(prepare(DataConfig(path="digits")), DataConfig(), Request(data="digits"), None, WORLD).run.num_workers
         == 0

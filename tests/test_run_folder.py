@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -9,13 +11,13 @@ from vitreous.run_folder import RunFolder, choose_folder, describe_run
 
 def begun(path, **record) -> RunFolder:
     folder = RunFolder(path)
-    folder.claim()
-    folder.write_record(record)
+    with folder.claimed():
+        folder.write_record({"config": {}, **record})
     return folder
 
 
 def choose(name: str = "cats", **record) -> str:
-    return str(choose_folder(None, name, same=lambda other: other == record).path)
+    return str(choose_folder(None, name, same=lambda other: other == {"config": {}, **record}).path)
 
 
 def test_a_new_run_never_takes_the_place_of_an_old_one(tmp_path, monkeypatch):
@@ -24,13 +26,11 @@ def test_a_new_run_never_takes_the_place_of_an_old_one(tmp_path, monkeypatch):
     begun(tmp_path / "runs" / "cats", a=1)
     assert choose(a=2) == "runs/cats-2"
     assert choose(a=1) == "runs/cats"  # unfinished, so it is gone on with
-    report = tmp_path / "runs" / "cats" / "report" / "index.html"
-    report.parent.mkdir()
-    report.touch()
-    assert choose(a=1) == "runs/cats-2"
-    (tmp_path / "runs" / "cats-2").mkdir()
-    (tmp_path / "runs" / "cats-2" / "mine").touch()
-    assert choose(a=1) == "runs/cats-3"
+    assert choose(a=2) == "runs/cats-2"
+    begun(tmp_path / "runs" / "cats-2", a=2)
+    (tmp_path / "runs" / "cats-3").mkdir()
+    (tmp_path / "runs" / "cats-3" / "mine").touch()
+    assert choose(a=3) == "runs/cats-4"
     assert str(choose_folder("there", "cats", same=lambda _: False).path) == "there"
 
 
@@ -53,7 +53,7 @@ def test_the_record_says_what_was_run(tmp_path):
     assert {"python", "torch", "vitreous"} <= set(record["versions"])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", "[1, 2]", '{"config": 3}'])
 def test_a_damaged_record_is_said(text, tmp_path):
     folder = RunFolder(tmp_path)
     folder.record.write_text(text)
@@ -63,5 +63,50 @@ def test_a_damaged_record_is_said(text, tmp_path):
 
 def test_a_folder_of_other_things_is_not_taken(tmp_path):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(InputError, match="no run of ours"):
-        RunFolder(tmp_path).claim()
+    with pytest.raises(InputError, match="no run of ours"), RunFolder(tmp_path).claimed():
+        pass
+
+
+def test_a_run_is_finished_when_model_figures_and_report_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = begun(tmp_path / "runs" / "cats", a=1)
+    for path in (folder.report, folder.evaluation, folder.model / "config.json"):
+        assert choose(a=1) == "runs/cats"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert choose(a=1) == "runs/cats-2"
+
+
+def test_two_processes_cannot_write_into_one_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    code = f"""
+from vitreous.run_folder import RunFolder
+from pathlib import Path
+with RunFolder(Path({str(folder.path)!r})).claimed():
+    pass
+"""
+    with folder.claimed():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "another process is writing into" in done.stderr
+        folder.write_record({})
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_killed_processes_left_is_swept_and_not_in_the_way(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / ".run.json.123.tmp").touch()
+    (folder.path / "split.csv").touch()
+    with folder.claimed():
+        folder.write_record({"config": {}})
+        (folder.checkpoints / "step-00000003.123.tmp").mkdir(parents=True)
+        (folder.path / ".model.123.new").mkdir()
+        (folder.path / ".evaluation.json.123.tmp").touch()
+    with folder.claimed():
+        assert {path.name for path in folder.path.rglob("*")} == {"run.json", "split.csv", "checkpoints"}
+
+
+def test_a_folder_that_got_nothing_is_not_left_behind(tmp_path):
+    with RunFolder(tmp_path / "run").claimed():
+        pass
+    assert list(tmp_path.iterdir()) == []

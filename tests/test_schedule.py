@@ -41,5 +41,5 @@ def test_a_constant_is_one():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0])
 def test_a_warm_up_outside_training_is_refused(ratio):
-    with pytest.raises(InputError, match=r"warmup_ratio must be in \[0, 1\)"):
+    with pytest.raises(InputError, match=r"warmup_ratio is .*; it must be 0 or more and less than 1"):
         Cosine(warmup_ratio=ratio)

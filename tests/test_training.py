@@ -1,19 +1,22 @@
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from vitreous import distributed, stopping
+from vitreous import distributed, stopping, training
 from vitreous.classifier import Classifier
 from vitreous.config import from_dict
 from vitreous.console import Console
+from vitreous.data.prepare import DataConfig
 from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
-from vitreous.optim import AdamW
+from vitreous.optim import SGD, AdamW
 from vitreous.run_folder import RunFolder
 from vitreous.schedule import Constant, Cosine
 from vitreous.stopping import Stopped
@@ -116,7 +119,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_the_way_out(tmp_path):
     wild = tiny(learning_rate=Constant(value=1e30), optimizer=AdamW(clip_norm=None))
-    with pytest.raises(InputError, match=r"no longer a number near step \d+; lower --learning_rate.peak"):
+    with pytest.raises(InputError, match=r"no longer a number near step \d+: .*--learning_rate.value"):
         carried_out(wild, tmp_path)
 
 
@@ -144,10 +147,89 @@ def test_building_twice_gives_the_same_weights_whatever_was_drawn_before():
     assert same_bits(first, build_objective(tiny(), num_classes=3))
 
 
-@pytest.mark.parametrize("field", ["batch_size", "steps"])
-def test_nothing_to_do_is_an_error(field):
-    with pytest.raises(InputError, match="must be at least 1"):
-        tiny(**{field: 0})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
+        ({"steps": 0}, "steps is 0"),
+        ({"evaluation_images": 0}, "evaluation_images is 0"),
+        ({"evaluations": -1}, "evaluations is -1"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"checkpoint_every_s": float("nan")}, "checkpoint_every_s is nan"),
+        ({"model": vit("32x2/3", image_size=9)}, "train_view.image_size 8 is no multiple of model.patch_size 3"),
+        ({"model": vit("32x2/4", image_size=8, channels=1)}, "model.channels is 1; images have 3"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_at_once(changes, message):
+    with pytest.raises(InputError, match=message):
+        tiny(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdamW(weight_decay=-1), "weight_decay is -1"),
+        (lambda: AdamW(clip_norm=0), "clip_norm is 0"),
+        (lambda: AdamW(betas=(0.9, 1.0)), "betas is 1.0"),
+        (lambda: SGD(momentum=1.5), "momentum is 1.5"),
+        (lambda: Cosine(peak=-1), "peak is -1"),
+        (lambda: Cosine(warmup_ratio=1.0), "warmup_ratio is 1.0"),
+        (lambda: Constant(value=float("inf")), "value is inf"),
+        (lambda: Supervised(label_smoothing=2), "label_smoothing is 2"),
+        (lambda: vit("32x2/4", depth=0), "depth is 0"),
+        (lambda: vit("32x2/4", num_heads=0), "num_heads is 0"),
+        (lambda: vit("32x2/4", patch_size=0), "patch_size is 0"),
+        (lambda: vit("32x2/4", dropout=1.0), "dropout is 1.0"),
+        (lambda: vit("32x2/4", image_size=0), "image_size is 0"),
+        (lambda: DataConfig(holdout_ratio=1.0), "holdout_ratio is 1.0"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_signal_during_the_last_step_is_not_forgotten(tmp_path, monkeypatch):
+    after_step = SupervisedObjective.after_step
+
+    def interrupted(self, progress):
+        if progress == 11 / 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        after_step(self, progress)
+
+    monkeypatch.setattr(SupervisedObjective, "after_step", interrupted)
+    with pytest.raises(Stopped, match="asked to end after step 12 of 12") as stopped:
+        carried_out(tiny(), tmp_path)
+    assert stopped.value.exit_code == 143
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000012"]
+
+
+def test_readers_that_die_of_the_same_signal_do_not_hide_it(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        yield next(batches)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise InputError("loading images failed: a worker process died")
+
+    batches = training.training_batches(
+        pictures(), tiny().train_view, batch_size=16, seed=0, first_step=0, steps=12, device="cpu"
+    )
+    monkeypatch.setattr(training, "training_batches", killed)
+    with pytest.raises(Stopped, match="asked to end after step 1 of 12"):
+        carried_out(tiny(), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_damaged_checkpoint_is_said(tmp_path, monkeypatch):
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            carried_out(tiny(), tmp_path, time_limit_s=0.0)
+    os.truncate(tmp_path / "checkpoints" / "step-00000002" / "weights.safetensors", 9)
+    said = []
+    monkeypatch.setattr(Console, "say", lambda self, line="": said.append(line))
+    with pytest.raises(Stopped):
+        carried_out(tiny(), tmp_path, time_limit_s=0.0)
+    assert "step-00000002 is damaged" in said[0]
+    assert "going on from step 1 of 12" in said[1]
 
 
 def test_out_of_time_is_the_exit_code_for_try_again():

@@ -79,4 +79,4 @@ def test_a_name_that_is_none_is_answered_with_those_that_are(name, message):
 
 
 def test_every_published_name_is_a_name():
-    assert [paper_name(vit(name)) for name in PUBLISHED] == PUBLISHED
+    assert [paper_name(vit(name)) for name in PUBLISHED] == list(PUBLISHED)

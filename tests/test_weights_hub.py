@@ -9,8 +9,8 @@ import threading
 import time
 from typing import ClassVar
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from vitreous.errors import InputError
 from vitreous.weights.hub import fetch
@@ -60,7 +60,6 @@ def at(tmp_path, monkeypatch):
     """Point the client to an endpoint, with empty caches."""
     monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "ours"))
     monkeypatch.delenv("VITREOUS_OFFLINE", raising=False)
-    constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -130,7 +129,7 @@ def test_offline_mode_asks_nobody(fake_hub, at, monkeypatch):
     with pytest.raises(InputError, match="offline mode is on"):
         fetch("me/flowers")
     monkeypatch.delenv("VITREOUS_OFFLINE")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="offline mode is on"):
         fetch("me/flowers")
     assert FakeHub.asked == []

@@ -44,6 +44,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
+        self.damaged: list[Path] = []
+        """What `restore` set aside."""
 
     def saved(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -76,23 +78,32 @@ class Checkpoints:
         return target
 
     def restore(self, module: nn.Module, optimizer: Optimizer) -> Restored | None:
-        """Load the newest sound checkpoint in place; None if there is none.
+        """Load the newest whole checkpoint in place; None if there never was one.
 
-        A damaged one is renamed to `….damaged` and the one before it is taken.
+        Damaged ones that are newer are renamed to `….damaged`.
+
+        Raises:
+            InputError: if all are damaged, or one cannot be read for another reason.
         """
+        reasons: list[str] = []
         for path in reversed(self.saved()):
             try:
                 manifest, weights, moments = _read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                path.rename(path.with_suffix(".damaged"))
-                if not self.saved():
-                    raise InputError(
-                        f"the only checkpoint {path} is damaged ({error}); start again with another --out"
-                    ) from error
+            except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                self.damaged.append(path)
+                reasons.append(f"{path.name}: {error}")
                 continue
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror or error}; see to it and try again") from error
+            for damaged in self.damaged:
+                shutil.rmtree(damaged.with_suffix(".damaged"), ignore_errors=True)
+                damaged.rename(damaged.with_suffix(".damaged"))
             module.load_state_dict(weights)
             _set_moments(module, optimizer, moments)
             return Restored(manifest["step"], manifest["seconds"])
+        if reasons or list(self.folder.glob("step-*.damaged")):
+            why = "; ".join(reasons) or "they were set aside before"
+            raise InputError(f"no checkpoint in {self.folder} is whole ({why}); begin again with another --out")
         return None
 
 

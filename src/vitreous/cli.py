@@ -1,7 +1,9 @@
 """The commands. Results go to stdout, progress to stderr; heavy imports wait inside the functions."""
 
 import json as jsonlib
+import math
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -14,7 +16,7 @@ import vitreous
 from vitreous.errors import InputError, did_you_mean
 from vitreous.tables import class_rows, confusion_rows, figure_rows, table
 
-EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 app = App(
     name="vitreous",
@@ -22,6 +24,7 @@ app = App(
     help="The Vision Transformer, whole and see-through. Start with: vitreous fit FOLDER-OF-PHOTOS",
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=()),
 )
 
@@ -51,7 +54,7 @@ def fit(
         A folder of class folders (train/val/test inside are found), a tar of them, a CSV or JSONL list, or a
         name: digits, cifar10:PATH, fashion-mnist:PATH.
     val
-        Images to measure on; by default those that DATA holds out, or a fifth of it.
+        Other data to measure on; by default what DATA holds out as test or val, else a fifth of it.
     weights
         Pre-trained weights to fine-tune: a run, a folder, a file, timm:NAME.TAG or hub:OWNER/NAME.
     model
@@ -93,6 +96,8 @@ def fit(
         return _finish(result, json=json)
     if json:
         _print_json({"config": result.run.to_dict(), "plan": result.reasons, "seconds": result.seconds})
+    else:
+        print("\n".join(result.reasons))
     return 0
 
 
@@ -133,6 +138,8 @@ def train(
     from vitreous.recipes.shipped import recipe as find_recipe
     from vitreous.run_folder import choose_folder
 
+    if minutes is not None and not (0 <= minutes < math.inf):
+        raise InputError(f"--minutes must be 0 or more, got {minutes:g}")
     run = override(find_recipe(recipe), dict(_pairs(overrides)))
     if dry_run:
         if not json:
@@ -144,14 +151,16 @@ def train(
         else:
             print(table(list(facts.items())))
         return 0
-    name = recipe.removesuffix("/run.json").rstrip("/").rpartition(":")[2].rpartition("/")[2]
+    name = Path(recipe.rpartition(":")[2]).absolute()
+    name = name.parent.name if name.suffix == ".json" else name.name
     folder = choose_folder(
         out, name, same=lambda record: record.get("config") == jsonlib.loads(jsonlib.dumps(run.to_dict()))
     )
     console, world = Console(), distributed.start(device=device)
-    prepared = look(run.data, folder, console)
     limit = None if minutes is None else minutes * 60
-    finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
+    with folder.claimed():
+        prepared = look(run.data, folder, console)
+        finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
     return _finish(finished, json=json)
 
 
@@ -189,8 +198,12 @@ def evaluate(
     from vitreous.evaluation.held_out import held_out_images
     from vitreous.files import write_text
     from vitreous.predict import load
+    from vitreous.predictions import check_table
 
-    console, loaded = Console(), load(model, classes=_names(classes), device=device)
+    if out is not None:
+        check_table(Path(out), (".csv",))
+    console = Console()
+    loaded = load(model, classes=_names(classes), device=device, progress=console.say)
     held_out = held_out_images(data, model=model, console=console)
     split, source = held_out.split, held_out.source
     figures, predicted = measure(
@@ -206,7 +219,7 @@ def evaluate(
         rows = {split: (source, list(range(len(source))), predicted)}
         write_text(Path(out), predictions_csv(rows, classes=loaded.classes))
     if json:
-        _print_json({**figures, "unreadable": len(held_out.bad)})
+        _print_json({**figures, "unreadable": [{"file": file.name, "reason": file.reason} for file in held_out.bad]})
     else:
         print(table(figure_rows(figures)))
         print()
@@ -250,11 +263,14 @@ def predict(
     """
     from vitreous.console import Console
     from vitreous.predict import load
-    from vitreous.predictions import predict_files, write_predictions
+    from vitreous.predictions import check_table, predict_files, write_predictions
 
     if top < 1:
         raise InputError(f"--top must be at least 1, got {top}")
-    console, loaded = Console(), load(model, classes=_names(classes), device=device)
+    if out is not None:
+        check_table(Path(out))
+    console = Console()
+    loaded = load(model, classes=_names(classes), device=device, progress=console.say)
     predictions, unreadable = predict_files(loaded, [images, *more], top=top, console=console)
     if out is not None:
         write_predictions(Path(out), predictions)
@@ -419,40 +435,59 @@ def _complain(line: str) -> None:
     print(f"vitreous: {text.encode('utf-8', 'replace').decode()}", file=sys.stderr, flush=True)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM while nothing was being trained."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code.
 
     0 done; 1 our bug; 2 input, usage or data; 75 stopped early, can be gone on with; 130 and 143 interrupted.
     """
-    from vitreous.stopping import Stopped
-
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]; odd file names
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
-    except CycloptsError as error:
-        _complain(f"{error} (vitreous --help, or vitreous COMMAND --help)")
-        sys.exit(EXIT_INPUT)
-    except InputError as error:
-        _complain(str(error))
-        sys.exit(EXIT_INPUT)
-    except Stopped as stopped:
+    except (Exception, KeyboardInterrupt) as error:
+        code = _explain(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line what ended the command; its exit code."""
+    from vitreous.stopping import Stopped
+
+    if isinstance(error, BrokenPipeError):  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, Stopped):
         from vitreous.run_folder import command_line
 
-        _complain(f"{stopped}; saved. To go on, type the same command again: {command_line()}")
-        sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted; no file is half written, and the same command can be typed again")
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
-            _complain("the device has too little memory; take a smaller --batch_size, --image-size or model")
-            sys.exit(EXIT_INPUT)
-        log = Path(tempfile.gettempdir()) / f"vitreous-error-{os.getpid()}.log"
-        log.write_text(traceback.format_exc())
-        _complain(f"a bug of ours: {type(error).__name__}: {error}; please report it with {log}")
-        sys.exit(EXIT_BUG)
+        _complain(f"{error}; saved. To go on, type the same command again: {command_line()}")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        _complain("stopped; no file is half written, and the same command can be typed again")
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    if isinstance(error, CycloptsError):
+        _complain(f"{error} (vitreous --help, or vitreous COMMAND --help)")
+        return EXIT_INPUT
+    if isinstance(error, InputError):
+        _complain(str(error))
+        return EXIT_INPUT
+    if isinstance(error, OSError) and error.filename is not None:  # of the user's, or they would be InputErrors
+        _complain(f"{error.filename}: {error.strerror}; check that path and its permissions")
+        return EXIT_INPUT
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        _complain("the device has too little memory; take a smaller --model or --image-size, or --batch_size in train")
+        return EXIT_INPUT
+    log = Path(tempfile.gettempdir()) / f"vitreous-error-{os.getpid()}.log"
+    log.write_text("".join(traceback.format_exception(error)))
+    _complain(f"a bug of ours: {type(error).__name__}: {error}; please report it with {log}")
+    return EXIT_BUG

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import math
 import textwrap
 import types
 import typing
@@ -22,6 +23,8 @@ from typing import Any, TypeVar
 from vitreous.errors import InputError, did_you_mean
 
 TRUSTED_PACKAGE = "vitreous."
+BELOW_ONE = math.nextafter(1, 0)
+"""The largest number below 1, for `check_ranges` of what must not reach 1."""
 SomeConfig = TypeVar("SomeConfig", bound="Config")
 
 
@@ -35,23 +38,72 @@ class Config(ABC):  # noqa: B024 - abstract leaves are found by their own method
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
 
-def from_dict(data: dict[str, Any]) -> Any:
+def from_dict(data: Any) -> Any:
     """Rebuild the config that `Config.to_dict` wrote.
 
     Raises:
         InputError: if a class is not a config of this package (a run file names classes to import,
             so only ours are imported) or a field is unknown: an old file must not pass silently.
     """
-    fields = dict(data)
+    fields = dict(data) if isinstance(data, dict) else {}
     path = str(fields.pop("class", ""))
-    module, _, name = path.rpartition(".")
-    cls = getattr(importlib.import_module(module), name, None) if path.startswith(TRUSTED_PACKAGE) else None
-    if not (inspect.isclass(cls) and issubclass(cls, Config)):
+    cls = _named_class(path)
+    if cls is None:
         raise InputError(f"config names class {path!r}, which is no config of vitreous; give the recipe instead")
+    kinds = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]
-    for unknown in fields.keys() - set(known):
-        raise InputError(f"{name} has no field {unknown!r}{did_you_mean(unknown, known)}")
-    return cls(**{key: _rich(value) for key, value in fields.items()})
+    for unknown in sorted(fields.keys() - set(known)):
+        raise InputError(f"{cls.__name__} has no field {unknown!r}{did_you_mean(unknown, known)}")
+    values = {name: _rich(value) for name, value in fields.items()}
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            shown = type(value).__name__ if isinstance(value, Config) else repr(value)
+            wanted = getattr(kinds[name], "__name__", kinds[name])
+            raise InputError(f"{cls.__name__}: {name} is {shown}; it must be of type {wanted}")
+    return cls(**values)
+
+
+def _named_class(path: str) -> type[Config] | None:
+    """The concrete config of ours at that dotted path, if there is one."""
+    module, _, name = path.rpartition(".")
+    if not path.startswith(TRUSTED_PACKAGE) or "__main__" in module:
+        return None
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+    return cls if inspect.isclass(cls) and issubclass(cls, Config) and not inspect.isabstract(cls) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether `value`, read from JSON, is of the annotated type `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        kinds = itertools.repeat(arguments[0]) if arguments[1:] == (...,) else arguments
+        whole = arguments[1:] == (...,) or (isinstance(value, tuple) and len(value) == len(arguments))
+        return isinstance(value, tuple) and whole and all(_fits(item, kind) for item, kind in zip(value, kinds))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def check_ranges(config: Config, **ranges: tuple[float, float]) -> None:
+    """Refuse numbers of `config` that lie outside of [least, most]; a tuple is checked item by item, None passes.
+
+    Raises:
+        InputError: names the field, its value and its range.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not (least <= number <= most and math.isfinite(number)):
+                above = {math.inf: f"be {least:g} or more", BELOW_ONE: f"be {least:g} or more and less than 1"}
+                wanted = above.get(most, f"lie between {least:g} and {most:g}")
+                raise InputError(f"{name} is {number}; it must {wanted}")
 
 
 def _plain(value: Any) -> Any:

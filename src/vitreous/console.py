@@ -51,6 +51,10 @@ class Task:
     def update(self, done: int, text: str = "") -> None:
         """Say that `done` of the total is finished; `text` holds figures to show beside it."""
 
+    def expect(self, total: int) -> None:
+        """Say how much work there is, once that is known."""
+        self.total = total
+
     def time_left(self, done: int) -> str:
         """The time left at the average speed so far, or "" before there is one."""
         if done <= self.first:
@@ -104,6 +108,10 @@ class LiveTask(Task):
 
     def __exit__(self, *exception: object) -> None:
         self.bar.__exit__(*exception)  # pyright: ignore[reportArgumentType]
+
+    def expect(self, total: int) -> None:
+        super().expect(total)
+        self.bar.update(self.id, total=total)
 
     def update(self, done: int, text: str = "") -> None:
         text = "  ".join(part for part in (text, self.time_left(done)) if part)

@@ -87,7 +87,12 @@ def free_cores() -> int:
     """
     if chosen := os.environ.get("OMP_NUM_THREADS", ""):
         return max(int(chosen), 1) if chosen.isdigit() else cores()
-    return max(cores() - round(busy_cores()), 1)
+    return max(idle_cores(), 1)
+
+
+def idle_cores() -> int:
+    """Cores that no other work keeps busy; may be none."""
+    return max(cores() - round(busy_cores()), 0)
 
 
 def busy_cores(*, during_s: float = 0.3) -> float:

@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
@@ -25,14 +24,11 @@ def examine() -> dict[str, str]:
     import torch
 
     from vitreous import distributed
-    from vitreous.weights.hub import cache_folder
+    from vitreous.run_folder import installed
+    from vitreous.weights.hub import cache_folder, offline
 
     facts = {"python": f"{platform.python_version()} on {platform.platform()}"}
-    for package in PACKAGES:
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
+    facts |= installed(PACKAGES)
     world = distributed.start()
     facts["device"] = str(world.device)
     for index in range(torch.accelerator.device_count()):
@@ -50,8 +46,5 @@ def examine() -> dict[str, str]:
     if Path("/dev/shm").is_dir():
         facts["shared memory"] = f"{shutil.disk_usage('/dev/shm').free / 2**30:.1f} GiB free (reader processes use it)"
     facts["cache"] = str(cache_folder())
-    offline = any(
-        os.environ.get(name, "").lower() in ("1", "true", "yes") for name in ("HF_HUB_OFFLINE", "VITREOUS_OFFLINE")
-    )
-    facts["hub"] = "offline by choice" if offline else "asked once when a model name needs it"
+    facts["hub"] = "offline by choice" if offline() else "asked once when a model name needs it"
     return facts

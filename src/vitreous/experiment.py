@@ -1,13 +1,13 @@
 """One run from data to report: look at the images, train, measure, show."""
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitreous import distributed
 from vitreous.budget import cost
 from vitreous.classifier import ClassifierConfig
 from vitreous.config import walk
@@ -78,21 +78,17 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     Raises:
         InputError: if the data cannot be trained on, or too many files cannot be read.
     """
-    if not dry_run:
-        folder.claim()
     try:
         with console.task("image", 0) as task:
 
             def show(done: int, total: int) -> None:
-                task.total = total
+                task.expect(total)
                 task.update(done)
 
             prepared = prepare(config, progress=show)
     except InputError as error:
         if isinstance(error, BadData):
             _list_bad(error.bad, None if dry_run else folder, console)
-        with suppress(OSError):
-            folder.path.rmdir()  # if nothing is in it
         raise
     _list_bad(prepared.bad, None if dry_run else folder, console)
     return prepared
@@ -100,6 +96,8 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
 
 def _list_bad(bad: list[BadFile], folder: RunFolder | None, console: Console) -> None:
     if not bad:
+        if folder is not None:
+            folder.bad_images.unlink(missing_ok=True)  # of an earlier try
         return
     if folder is not None:
         lines = [f"{file.split}\t{file.name}\t{file.reason}" for file in bad]
@@ -128,8 +126,10 @@ def carry_out(
         Stopped: if it stopped early; the same call goes on.
         InputError: if `folder` holds another run, or its data have changed.
     """
-    begin(run, folder, prepared=prepared, details=details or {})
-    if not folder.finished():
+    record = begin(run, folder, prepared=prepared, world=world, details=details or {})
+    if world.device.type == "cpu":  # another number of threads would sum in another order
+        world = distributed.start(device="cpu", threads=record.get("threads"))
+    if not folder.trained():
         console.say(
             f"training on {world.device.type} ({world.threads} of {cores()} CPU cores, "
             f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
@@ -160,20 +160,20 @@ def carry_out(
     return Finished(folder, json.loads(read_text(folder.evaluation)))
 
 
-def begin(run: Run, folder: RunFolder, *, prepared: Prepared, details: dict[str, Any]) -> None:
-    """Write run.json and split.csv, or check that those that stand there are of this run and these data."""
+def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, details: dict[str, Any]) -> dict[str, Any]:
+    """Write split.csv and run.json, or check that what stands there is of this run and these data; returns run.json."""
     if not folder.exists():
+        write_text(folder.split, prepared.split_csv())
         folder.write_record(
             {
                 **describe_run(run, seed=run.seed),
+                "threads": world.threads,
                 "classes": list(prepared.classes),
                 "data": prepared.summary,
                 "data_fingerprint": prepared.fingerprint,
                 **details,
             }
         )
-        write_text(folder.split, prepared.split_csv())
-        return
     record = folder.read()
     if (before := record["config"]) != json.loads(json.dumps(run.to_dict())):
         raise InputError(f"{folder.path} holds another run ({first_difference(before, run)}); choose another --out")
@@ -181,6 +181,9 @@ def begin(run: Run, folder: RunFolder, *, prepared: Prepared, details: dict[str,
         raise InputError(
             f"the images have changed since {folder.path} was begun; put them back, or choose another --out"
         )
+    if not folder.split.exists():
+        write_text(folder.split, prepared.split_csv())
+    return record
 
 
 def first_difference(before: dict[str, Any], run: Run) -> str:
@@ -226,10 +229,11 @@ def show(folder: RunFolder) -> Path:
     """Write the report of a run from what stands in its folder, and from its images if they are still there."""
     record = folder.read()
     try:
-        data = reopen(run_from_record(record, str(folder.record)).data, read_text(folder.split))
+        config = run_from_record(record, str(folder.record)).data.seen_from(Path(record.get("directory", "")))
+        data = reopen(config, read_text(folder.split))
     except (InputError, OSError):
         data = None
-    product = open_model(str(folder.path)) if folder.finished() else None
+    product = open_model(str(folder.path)) if folder.trained() else None
     return write_report(
         folder.path,
         data=data,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,19 @@ def write_text(path: Path, text: str) -> None:
 def read_text(path: Path) -> str:
     """What `write_text` wrote: UTF-8, line ends and odd bytes as they are."""
     return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
+def check_writable(path: Path) -> None:
+    """See before long work that a file can be written at `path`.
+
+    Raises:
+        InputError: if it is a folder, or the folder it goes to cannot be written.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with writing(path), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,11 @@
 """The practitioner's verb: look at the images, plan and say why, train, measure, report."""
 
+import math
+from contextlib import nullcontext
+
 from vitreous import distributed
 from vitreous.console import Console
+from vitreous.data.layouts import short_name
 from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.errors import InputError
 from vitreous.experiment import Finished, carry_out, look
@@ -32,7 +36,7 @@ def fit(
     Args:
         data: a folder of class folders, a tar of them, a CSV or JSONL manifest, or a name (`digits`,
             `cifar10:PATH`, `fashion-mnist:PATH`).
-        val: held-out images, where `data` has none of its own and none shall be split off.
+        val: data to measure on, in place of what `data` holds out.
         weights: pre-trained weights to fine-tune; without, training starts from scratch.
         model: size and patch, such as "B/16"; by default chosen from the data and the machine.
         image_size: side in pixels; by default chosen.
@@ -46,35 +50,42 @@ def fit(
     """
     console = console or Console()
     request = Request(data, val, weights, model, image_size, minutes, allow_bad, seed)
-    if minutes is not None and minutes <= 0:
+    if minutes is not None and not (0 < minutes < math.inf):
         raise InputError(f"--minutes must be above 0, got {minutes:g}")
     if image_size is not None and image_size < 1:
         raise InputError(f"--image-size must be at least 1, got {image_size}")
     if model is not None:
         vit(model)  # a name that is wrong is said before the images are looked at
-    start = open_model(weights) if weights else None
+    start = open_model(weights, progress=console.say) if weights else None
+    if start is not None and "assumed" in start.extra:
+        console.say(f"{weights}: {start.extra['assumed']}")
     world = distributed.start(device=device)
-    name = data.partition(":")[0] if ":" in data else data.rstrip("/").rpartition("/")[2].partition(".")[0]
-    folder = choose_folder(out, name or "run", same=lambda record: record.get("request") == vars(request))
-    config = DataConfig(path=data, val=val, allow_bad=allow_bad, split_seed=seed)
-    begun = folder.read() if folder.exists() else None
-    if begun is not None and begun.get("request") != vars(request):
-        raise InputError(f"{folder.path} holds a run of another command ({begun['command']}); choose another --out")
-    console.say(f"looking at {data}")
-    prepared = look(config, folder, console, dry_run=dry_run)
-    for line in describe(prepared):
-        console.say(line)
-    if begun is not None:
-        run = run_from_record(begun, str(folder.record))
-        plan = Plan(run, begun["plan"], 0.0)
-    else:
-        plan = make_plan(prepared, config, request, start, world)
-    for line in plan.reasons if not folder.finished() else [f"{folder.path} has been trained; it is shown again"]:
-        console.say(line)
-    if dry_run:
-        return plan
-    details = {"request": vars(request), "plan": plan.reasons}
-    return carry_out(plan.run, folder, prepared=prepared, world=world, console=console, details=details)
+    folder = choose_folder(out, run_name(data), same=lambda record: record.get("request") == vars(request))
+    with nullcontext() if dry_run else folder.claimed():
+        config = DataConfig(path=data, val=val, allow_bad=allow_bad, split_seed=seed)
+        begun = folder.read() if folder.exists() else None
+        if begun is not None and begun.get("request") != vars(request):
+            raise InputError(f"{folder.path} holds a run of another command ({begun['command']}); choose another --out")
+        console.say(f"looking at {data}")
+        prepared = look(config, folder, console, dry_run=dry_run)
+        for line in describe(prepared):
+            console.say(line)
+        if begun is not None:
+            plan = Plan(run_from_record(begun, str(folder.record)), begun["plan"], 0.0)
+        else:
+            plan = make_plan(prepared, config, request, start, world)
+        if dry_run:
+            return plan
+        shown = [f"{folder.path} has been trained; it is shown again"] if folder.trained() else plan.reasons
+        for line in shown:
+            console.say(line)
+        details = {"request": vars(request), "plan": plan.reasons}
+        return carry_out(plan.run, folder, prepared=prepared, world=world, console=console, details=details)
+
+
+def run_name(data: str) -> str:
+    """What a run on `data` is called: cats for a/cats.tar, cifar10 for cifar10:PATH."""
+    return short_name(data) or "run"
 
 
 def describe(prepared: Prepared) -> list[str]:

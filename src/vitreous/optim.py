@@ -1,12 +1,13 @@
 """Optimizers and which parameters they decay."""
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from vitreous.config import Config
+from vitreous.config import BELOW_ONE, Config, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,9 @@ class OptimizerConfig(Config):
     """Decay of matrices and convolutions, times the learning rate; vectors and positions are left alone."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient (the paper's Sec. B.1); None does not clip."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weight_decay=(0, math.inf), clip_norm=(1e-12, math.inf))
 
     @abstractmethod
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -41,6 +45,10 @@ class AdamW(OptimizerConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     """Averaging of gradients and of their squares."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, betas=(0, BELOW_ONE))
+
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.groups(module), lr=0.0, betas=self.betas, fused=True)
 
@@ -51,6 +59,10 @@ class SGD(OptimizerConfig):
 
     momentum: float = 0.9
     """Averaging of gradients."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, momentum=(0, BELOW_ONE))
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.groups(module), lr=0.0, momentum=self.momentum, fused=True)

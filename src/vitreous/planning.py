@@ -7,7 +7,7 @@ from vitreous.console import duration
 from vitreous.data.loader import training_batches
 from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.views import TrainView
-from vitreous.distributed import World, cores
+from vitreous.distributed import World, cores, idle_cores
 from vitreous.errors import InputError
 from vitreous.position import SinCos2d
 from vitreous.recipes.fine_tune import fine_tune
@@ -75,7 +75,7 @@ def make_plan(prepared: Prepared, config: DataConfig, request: Request, start: P
         f"fine-tuned from {request.weights}" if start is not None else "from scratch (--weights would start higher)"
     )
     peak = getattr(run.learning_rate, "peak", 0.0)
-    spare = " (others are busy)" if world.threads < cores() else ""
+    spare = " (the others are busy or not for us)" if world.threads < cores() else ""
     reasons = [
         f"  model    ViT {paper_name(run.model)}, {origin}",
         f"  images   {run.model.image_size} pixels, {run.model.grid[0]} x {run.model.grid[1]} patches; "
@@ -112,14 +112,15 @@ def _alterations(view: TrainView) -> list[str]:
 def _fine_tuning(request: Request, product: Product) -> Run:
     """The fine-tuning recipe, with the shape and the preprocessing of the weights."""
     encoder = product.classifier.config.encoder
+    size = request.image_size or product.view.image_size
     if request.model is not None:
         asked = vit(request.model)
+        size = request.image_size or (asked.image_size if "@" in request.model else size)
         shape = (asked.width, asked.depth, asked.patch_size)
         if shape != (encoder.width, encoder.depth, encoder.patch_size):
             raise InputError(
                 f"{request.weights} holds a ViT {paper_name(encoder)}, not {request.model}; leave --model out"
             )
-    size = request.image_size or product.view.image_size
     base = fine_tune()
     return replace(
         base,
@@ -183,7 +184,11 @@ def _shape(request: Request, *, short: int, images: int, gpu: bool) -> ViTConfig
     """The encoder as asked, or small, with fixed sine-cosine positions (they learn faster, arXiv:2205.01580)."""
     if request.model is not None:
         asked = vit(request.model)
-        default = asked.image_size if short > SMALL else max(round(short / asked.patch_size), 1) * asked.patch_size
+        default = (
+            asked.image_size
+            if short > SMALL or "@" in request.model
+            else max(round(short / asked.patch_size), 1) * asked.patch_size
+        )
         return replace(asked, image_size=_multiple(request.image_size or default, asked.patch_size, request))
     natural = 2 * short if short <= 12 else short if short <= SMALL else 224 if gpu else 128
     size = request.image_size or natural
@@ -205,7 +210,7 @@ def _workers(prepared: Prepared, world: World) -> int:
     """Reader processes: none for pixels in memory, few on a CPU that also trains."""
     if "array" in prepared.summary["formats"] and world.device.type == "cpu":
         return 0
-    return max(cores() - world.threads, 0) if world.device.type == "cpu" else max(min(cores() - 1, 12), 1)
+    return max(idle_cores() - world.threads, 0) if world.device.type == "cpu" else max(min(cores() - 1, 12), 1)
 
 
 def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
@@ -219,7 +224,7 @@ def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
         seed=run.seed,
         first_step=0,
         steps=50,
-        num_workers=0,
+        num_workers=run.num_workers,
         device=world.device,
     )
     times: list[float] = []

@@ -1,7 +1,7 @@
 """Images in, labels or features out: the Python face of a trained model."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,25 @@ def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
     return to_rgb(Image.fromarray(array))
 
 
-def load(model: str | Path, *, classes: Sequence[str] | None = None, device: str = "auto") -> Model:
+def load(
+    model: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    progress: Callable[[str], None] | None = None,
+) -> Model:
     """A trained model, ready to use.
 
     `model` is a run folder, a product folder, a weights file, or a prefixed name (`timm:NAME.TAG`,
-    `hub:OWNER/NAME`). `classes` names the outputs of weights that come without names.
+    `hub:OWNER/NAME`). `classes` names the outputs of weights that come without names. `progress` hears what is slow
+    and what had to be assumed, a sentence each.
 
     Raises:
         InputError: if there is no such model, or its tensors do not fit.
     """
-    product = open_model(str(model))
+    product = open_model(str(model), progress=progress)
+    if product.extra.get("headless"):
+        raise InputError(f"{model} is an encoder without a head, so it names no classes; train one: fit --weights")
+    if progress is not None and "assumed" in product.extra:
+        progress(f"{model}: {product.extra['assumed']}")
     return Model(product.classifier, view=product.view, classes=classes or product.classes, device=device)

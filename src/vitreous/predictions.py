@@ -1,19 +1,23 @@
 """Predictions of files and folders, and tables of them."""
 
 import csv
+import importlib.util
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vitreous.console import Console
 from vitreous.data.decode import BadImage
-from vitreous.data.listing import IMAGE_SUFFIXES, is_junk
+from vitreous.data.folders import walk_files
+from vitreous.data.listing import IMAGE_SUFFIXES
 from vitreous.errors import InputError
-from vitreous.files import write_bytes, write_text
+from vitreous.files import check_writable, write_bytes, write_text
 from vitreous.predict import Model, Prediction, to_image
 
+TABLES = (".csv", ".jsonl", ".parquet")
 BATCH = 32  # images that are in memory at a time
 
 
@@ -28,8 +32,10 @@ def image_files(paths: Sequence[str], *, console: Console) -> Iterator[Path]:
     for text in paths:
         path = Path(text)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file())
-            shown = [p for p in inside if not any(is_junk(part) for part in p.relative_to(path).parts)]
+            notes: list[str] = []
+            shown = [Path(os.path.normpath(path / name)) for name in walk_files(text, ".", notes)]
+            for note in notes:
+                console.say(f"{path}: {note}")
             images = [p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES]
             if others := len(shown) - len(images):
                 console.say(f"{path}: {others:,} files without a suffix of images are left out")
@@ -63,12 +69,27 @@ def predict_files(
     return predictions, unreadable
 
 
+def check_table(path: Path, suffixes: Sequence[str] = TABLES) -> None:
+    """See before long work that a table can be written at `path`.
+
+    Raises:
+        InputError: if the suffix is none of `suffixes`, the package that writes parquet is missing, or the place
+            cannot be written.
+    """
+    if path.suffix not in suffixes:
+        raise InputError(f"cannot write {path}: give a name that ends in {', '.join(suffixes)}")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InputError("writing parquet needs pyarrow: pip install 'vitreous[data]'; or write .csv")
+    check_writable(path)
+
+
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """A table with a row an image: file, label_1, score_1, label_2, ...; by suffix CSV, JSON lines or parquet.
 
     Raises:
-        InputError: if the suffix is another, the package that writes parquet is missing, or the disk refuses.
+        InputError: as `check_table`, or if the disk refuses.
     """
+    check_table(path)
     rows = [
         {"file": prediction.file}
         | {
@@ -86,14 +107,10 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
         write_text(path, text.getvalue())
     elif path.suffix == ".jsonl":
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    elif path.suffix == ".parquet":
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise InputError("writing parquet needs pyarrow: pip install 'vitreous[data]'; or write .csv") from None
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
         sink = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
         write_bytes(path, sink.getvalue())
-    else:
-        raise InputError(f"cannot write {path}: give a name that ends in .csv, .jsonl or .parquet")

@@ -5,9 +5,12 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +20,8 @@ from typing import Any
 from vitreous.config import Config
 from vitreous.errors import InputError
 from vitreous.files import read_text, write_text, writing
+
+LEFT_BY_KILLED = (".*.tmp", ".model.*.new", ".model.*.old", "checkpoints/step-*.tmp", "report/.*.tmp")
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,13 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.record.is_file()
 
-    def finished(self) -> bool:
+    def trained(self) -> bool:
         """Whether training here came to its end."""
         return (self.model / "config.json").is_file()
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do here."""
+        return self.trained() and self.evaluation.is_file() and self.report.is_file()
 
     def read(self) -> dict[str, Any]:
         """The contents of run.json.
@@ -85,29 +94,46 @@ class RunFolder:
             InputError: if there is none or it cannot be read.
         """
         try:
-            return json.loads(read_text(self.record))
-        except FileNotFoundError:
+            record = json.loads(read_text(self.record))
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.path} is no run folder (it has no run.json); give the folder of a run") from None
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {self.record}: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise InputError(f"cannot read {self.record}: it holds no config of a run")
+        return record
 
-    def claim(self) -> None:
-        """Make the folder, or see that it is a run's.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder and keep other processes from writing into it; if it stays empty, it goes again.
+
+        What killed processes left half written is removed.
 
         Raises:
-            InputError: if it cannot be written, or holds something else.
+            InputError: if it cannot be written, holds something else, or another process has claimed it.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        if not self.exists() and not self.vacant():
-            raise InputError(f"{self.path} is not empty and no run of ours; choose another folder with --out")
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        with locked(self.path):
+            if self.exists():
+                for left in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in LEFT_BY_KILLED):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            elif not self.vacant():
+                raise InputError(f"{self.path} is not empty and no run of ours; choose another folder with --out")
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self.path.rmdir()
 
     def vacant(self) -> bool:
         """Whether nothing of worth is here."""
-        return not self.path.exists() or {entry.name for entry in self.path.iterdir()} <= {self.bad_images.name}
+        worthless = {self.bad_images.name, self.split.name}
+        return not self.path.exists() or all(
+            entry.name in worthless or entry.match(LEFT_BY_KILLED[0]) for entry in self.path.iterdir()
+        )
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write run.json, once."""
@@ -134,6 +160,33 @@ class RunFolder:
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; where the file system has no locks, hope.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is writing into {folder}; wait until it ends, or choose another --out"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]], bool]) -> RunFolder:
     """Where a run goes: `out` if given, else runs/`name`, or runs/`name`-2, ... where that is taken.
 
@@ -143,7 +196,7 @@ def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]]
         return RunFolder(Path(out))
     for number in itertools.count(1):
         folder = RunFolder(Path("runs") / (name if number == 1 else f"{name}-{number}"))
-        unfinished = folder.exists() and not folder.report.exists()
+        unfinished = folder.exists() and not folder.finished()
         if folder.vacant() or (unfinished and same(folder.read())):
             return folder
     raise AssertionError
@@ -151,13 +204,14 @@ def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]]
 
 def describe_run(config: Config, *, seed: int) -> dict[str, Any]:
     """What run.json says of any run: config, command, versions, machine, git state, time."""
-    names = ("vitreous", "torch", "torchvision", "numpy", "pillow", "safetensors")
+    packages = ("vitreous", "torch", "torchvision", "numpy", "pillow", "safetensors")
     return {
         "format": 1,
         "config": config.to_dict(),
         "command": command_line(),
+        "directory": os.getcwd(),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in names}},
+        "versions": {"python": platform.python_version(), **installed(packages)},
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "git": _git_state(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -170,11 +224,15 @@ def command_line() -> str:
     return shlex.join(["vitreous" if program in ("vitreous", "__main__.py") else program, *sys.argv[1:]])
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each package."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def _processor() -> str:

@@ -4,8 +4,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from vitreous.config import Config
-from vitreous.errors import InputError
+from vitreous.config import BELOW_ONE, Config, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +23,9 @@ class Constant(Schedule):
     value: float = 1.0
     """The number."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, value=(0, math.inf))
+
     def __call__(self, progress: float) -> float:
         return self.value
 
@@ -40,8 +42,7 @@ class Decay(Schedule):
     """Fraction of training spent rising from zero."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_ratio < 1:
-            raise InputError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
+        check_ranges(self, peak=(0, math.inf), end=(0, math.inf), warmup_ratio=(0, BELOW_ONE))
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup_ratio:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitreous.checkpoint import Checkpoints, Restored
-from vitreous.config import Config
+from vitreous.config import Config, check_ranges
 from vitreous.console import Console
 from vitreous.data.loader import training_batches
 from vitreous.data.prepare import DataConfig
@@ -23,7 +23,7 @@ from vitreous.objectives.base import Objective, ObjectiveConfig
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import AdamW, OptimizerConfig
 from vitreous.run_folder import RunFolder
-from vitreous.schedule import Cosine, Schedule
+from vitreous.schedule import Constant, Cosine, Schedule
 from vitreous.seeding import key
 from vitreous.stopping import EXIT_OUT_OF_TIME, Stopped, StopRequest
 from vitreous.vit import ViTConfig
@@ -66,8 +66,16 @@ class Run(Config):
     """Source of every random choice."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.steps < 1:
-            raise InputError(f"batch_size and steps must be at least 1, got {self.batch_size} and {self.steps}")
+        positive = ("batch_size", "steps", "evaluation_images")
+        natural = ("evaluations", "checkpoint_every_s", "num_workers", "seed")
+        check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
+        for name, view in (("train_view", self.train_view), ("eval_view", self.eval_view)):
+            if view.image_size % self.model.patch_size:
+                raise InputError(
+                    f"{name}.image_size {view.image_size} is no multiple of model.patch_size {self.model.patch_size}"
+                )
+        if self.model.channels != 3:
+            raise InputError(f"model.channels is {self.model.channels}; images have 3")
 
     @property
     def log_every(self) -> int:
@@ -129,6 +137,8 @@ def train(
     checkpoints = Checkpoints(folder.checkpoints)
     before = checkpoints.restore(objective, optimizer) or Restored(0, 0.0)
     folder.forget_after(before.step)
+    for path in checkpoints.damaged:
+        console.say(f"warning: {path} is damaged and set aside")
     if before.step:
         console.say(f"going on from step {before.step:,} of {run.steps:,}")
     began = saved_at = time.monotonic()
@@ -146,11 +156,17 @@ def train(
         num_workers=run.num_workers,
         device=world.device,
     )
-    recent, measured = Recent(), ""
+    recent, shown, measured = Recent(), "", ""
     with StopRequest() as stop, console.task("step", run.steps, done=before.step) as task:
         for step in range(before.step, run.steps):
             progress, asked = step / run.steps, time.monotonic()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except InputError:
+                if stop.signal is None:
+                    raise
+                _save(checkpoints, Restored(step, seconds()), objective, optimizer, console, must=True)
+                raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too
             waited = time.monotonic() - asked
             numbers = optimizer_step(run, objective, optimizer, batch, step=step, world=world)
             objective.after_step(progress)
@@ -160,20 +176,24 @@ def train(
             last = done == run.steps
             out_of_time = time_limit_s is not None and time.monotonic() - began > time_limit_s
             due = time.monotonic() - saved_at > run.checkpoint_every_s
-            stopping = not last and (stop.signal is not None or out_of_time)
+            stopping = stop.signal is not None or (out_of_time and not last)
             if done % run.log_every == 0 or last or due or stopping:
                 line = recent.means(run.batch_size)
                 _check_finite(line, done=done, run=run, folder=folder)
                 rate = optimizer.param_groups[0]["lr"]
                 folder.append({"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()})
                 recent = Recent()
-                task.update(done, f"{_figures(line)}  {measured}".strip())
+                shown = _figures(line)
             paused = time.monotonic()
             if run.evaluations and (last or done % max(run.steps // run.evaluations, 1) == 0):
                 result = _measure(objective, held_out, run, world)
                 if result is not None:
                     folder.append({"split": held_out[0], "step": done, **result, "seconds": seconds()})
                     measured = f"{held_out[0]} {result['top1']:.1%}"
+            if shown:
+                task.update(done, f"{shown}  {measured}".strip())
+                shown = ""
+            stopping |= stop.signal is not None  # while measuring
             if last or due or stopping:
                 _save(checkpoints, Restored(done, seconds()), objective, optimizer, console, must=stopping)
                 saved_at = time.monotonic()
@@ -233,11 +253,11 @@ def _save(
 
 def _check_finite(line: dict[str, float], *, done: int, run: Run, folder: RunFolder) -> None:
     if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-        kept = [path.name for path in Checkpoints(folder.checkpoints).saved()]
+        rate = "value" if isinstance(run.learning_rate, Constant) else "peak"
+        now = getattr(run.learning_rate, rate)
         raise InputError(
-            f"the loss is no longer a number near step {done:,}; lower --learning_rate.peak "
-            f"(now {getattr(run.learning_rate, 'peak', run.learning_rate)})"
-            + (f"; the weights of {kept[-1]} are kept" if kept else "")
+            f"the loss is no longer a number near step {done:,}: the learning rate, {now:g}, is too high; "
+            f"try: vitreous train {folder.record} --learning_rate.{rate} {now / 3:.2g}"
         )
 
 

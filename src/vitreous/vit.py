@@ -11,6 +11,7 @@ Axis names in the annotations:
     width   channels of a token       head    attention heads
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vitreous.config import Config
+from vitreous.config import BELOW_ONE, Config, check_ranges
 from vitreous.errors import InputError
 from vitreous.feed_forward import GELU, FeedForward
 from vitreous.position import Grid, Learned, Position, coordinates
@@ -65,6 +66,10 @@ class ViTConfig(Config):
     """Epsilon of every LayerNorm."""
 
     def __post_init__(self) -> None:
+        whole = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "image_size", "channels")
+        rates = ("drop_path", "dropout", "attention_dropout")
+        check_ranges(self, **dict.fromkeys(whole, (1, math.inf)), **dict.fromkeys(rates, (0, BELOW_ONE)))
+        check_ranges(self, num_registers=(0, math.inf), norm_eps=(0, 1))
         if self.width % self.num_heads:
             raise InputError(f"num_heads {self.num_heads} does not divide width {self.width}")
         if self.image_size % self.patch_size:

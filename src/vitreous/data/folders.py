@@ -45,7 +45,7 @@ def list_folder(root: Path) -> Listing:
         if split and strays:
             notes.append(f"{len(strays)} files beside the class folders of {folder} are not used: {_some(strays)}")
         for name in inside:
-            found = list(_walk(base, name, notes))
+            found = list(walk_files(base, name, notes))
             if not found:
                 notes.append(f"class folder {os.path.join(folder, name)} is empty and no class")
             names += [os.path.join(folder, path) for path in found]
@@ -82,7 +82,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     return {split: splits[split] for split in order if split in splits}
 
 
-def _walk(base: str, folder: str, notes: list[str]) -> Iterator[str]:
+def walk_files(base: str, folder: str, notes: list[str]) -> Iterator[str]:
     """Paths relative to `base` of all files below `folder`, in natural order.
 
     A linked folder is followed, unless that would lead to files which are found without the link,

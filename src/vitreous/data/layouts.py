@@ -1,6 +1,7 @@
 """From what the user names to sources: folders, tars, manifests and the data sets known by name."""
 
 import difflib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,32 @@ from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from vitreous.data.source import Source
 from vitreous.errors import InputError, did_you_mean
 
+NAMED_FOLDERS = {"cifar10": named.cifar10, "fashion-mnist": named.fashion_mnist}
+
 
 def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
     """The data at a path, or of a known name, in the splits it comes with; looks at names, not at images.
 
     Classes are in natural order (`class 9` before `class 10`, case ignored), except where a named data
-    set has its own. `val` is a second folder, tar or manifest to measure on; its classes are matched by
-    name to those of the first.
+    set has its own. `val` names other data to measure on, in place of what the first holds out; its classes are
+    matched by name to those of the first, and of its own splits val counts, else test.
 
     Raises:
         InputError: if nothing usable is there; says what was found and what is needed.
     """
     splits = _named(path_or_name) or _listing(path_or_name).as_splits()
     if val is not None:
-        listing = _listing(val)
-        if splits.val is not None:
-            splits.notes.append(f"the val images of {path_or_name} are not used, since {val} is given")
-        splits.val = listing.as_held_out(splits.train.classes)
-        splits.notes += [f"{val}: {note}" for note in listing.notes]
+        for name in ("val", "test"):
+            if getattr(splits, name) is not None:
+                splits.notes.append(f"the {name} images of {path_or_name} are not used, since {val} is given")
+        other = _named(val)
+        if other is not None:
+            held_out, notes = (other.val or other.test or other.train).with_classes(splits.train.classes), other.notes
+        else:
+            listing = _listing(val)
+            held_out, notes = listing.as_held_out(splits.train.classes), listing.notes
+        splits.val, splits.test = held_out, None
+        splits.notes += [f"{val}: {note}" for note in notes]
     for split, source in splits.named().items():
         present = set(source.labels.tolist())
         absent = [name for i, name in enumerate(source.classes) if i not in present]
@@ -59,21 +68,42 @@ def open_held_out(path_or_name: str) -> tuple[str, Source]:
     raise InputError(f"{path_or_name} holds no labelled images; give class folders with images in them")
 
 
+def absolute(path_or_name: str, folder: Path) -> str:
+    """`path_or_name` with its path, if it has one, counted from `folder` and resolved."""
+    name, colon, path = path_or_name.partition(":")
+    if colon and name in NAMED_FOLDERS:
+        return f"{name}:{absolute(path, folder)}"
+    if _is_digits(path_or_name):
+        return path_or_name
+    return os.path.realpath(folder / os.path.expanduser(path_or_name))
+
+
+def short_name(path_or_name: str) -> str:
+    """One word for the data, such as a run may be called by; "" for the root of the file system."""
+    name, colon, _ = path_or_name.partition(":")
+    if (colon and name in NAMED_FOLDERS) or _is_digits(path_or_name):
+        return name
+    return Path(os.path.realpath(path_or_name)).name.partition(".")[0]
+
+
+def _is_digits(text: str) -> bool:
+    return text == "digits" and not os.path.exists(text)
+
+
 def _named(text: str) -> Splits | None:
     """The data set of that name, or None if `text` is a path."""
     name, colon, folder = text.partition(":")
-    if name == "digits" and not colon and not Path(text).exists():
+    if _is_digits(text):
         return named.digits()
-    readers = {"cifar10": named.cifar10, "fashion-mnist": named.fashion_mnist}
-    if colon and name in readers:
-        return readers[name](Path(folder).expanduser())
-    if not Path(text).exists() and name in readers:
+    if colon and name in NAMED_FOLDERS:
+        return NAMED_FOLDERS[name](Path(os.path.expanduser(folder)))
+    if name in NAMED_FOLDERS and not os.path.exists(text):
         raise InputError(f"{name} needs the folder of its files: give {name}:PATH")
     return None
 
 
 def _listing(text: str) -> Listing:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         return list_folder(path)
     if not path.exists():

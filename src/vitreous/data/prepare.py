@@ -6,14 +6,15 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitreous.config import Config
+from vitreous.config import BELOW_ONE, Config, check_ranges
 from vitreous.data.duplicates import Duplicates, find_duplicates
-from vitreous.data.layouts import open_data
+from vitreous.data.layouts import absolute, open_data
 from vitreous.data.source import Source
 from vitreous.data.split import stratified
 from vitreous.data.survey import Survey, survey
@@ -39,6 +40,13 @@ class DataConfig(Config):
     """Part of the files that may be unreadable before training is refused."""
     allow_bad: bool = False
     """Train however many files are unreadable."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1))
+
+    def seen_from(self, folder: Path) -> "DataConfig":
+        """The same data for a process whose working folder is not `folder`, where relative paths count from."""
+        return replace(self, path=absolute(self.path, folder), val=self.val and absolute(self.val, folder))
 
 
 @dataclass(frozen=True)

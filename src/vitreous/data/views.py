@@ -15,8 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vitreous.config import Config
-from vitreous.errors import InputError
+from vitreous.config import Config, check_ranges
 
 MAX_STRETCH = 8
 """Longer images than this many times their short side are cut to it before they are resized."""
@@ -35,16 +34,8 @@ class View(Config):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides after `mean`, by channel."""
 
-    def __post_init__(self):
-        if self.image_size < 1:
-            raise InputError(f"image_size is {self.image_size}; it must be 1 or more")
-        for name, (least, most) in self._ranges().items():
-            if not least <= getattr(self, name) <= most:
-                raise InputError(f"{name} is {getattr(self, name)}; it must lie between {least} and {most}")
-
-    @abstractmethod
-    def _ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest value of the fields that have them."""
+    def __post_init__(self) -> None:
+        check_ranges(self, image_size=(1, math.inf), std=(1e-6, math.inf))
 
     @property
     @abstractmethod
@@ -73,8 +64,9 @@ class EvalView(View):
     squash: bool = False
     """Resize the whole image to a square instead, whatever its shape."""
 
-    def _ranges(self) -> dict[str, tuple[float, float]]:
-        return {"crop_ratio": (0.01, 1)}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, crop_ratio=(0.01, 1))
 
     @property
     def short_side(self) -> int:
@@ -121,8 +113,9 @@ class TrainView(View):
     erase: float = 0.0
     """Probability that a random rectangle is painted over with `mean` (arXiv:1708.04896)."""
 
-    def _ranges(self) -> dict[str, tuple[float, float]]:
-        return {"min_area": (0.001, 1), "shift": (0, 1), "rotate": (0, 180), "erase": (0, 1)}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, min_area=(0.001, 1), shift=(0, 1), rotate=(0, 180), erase=(0, 1))
 
     @property
     def min_side(self) -> int:

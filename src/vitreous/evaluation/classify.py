@@ -122,6 +122,7 @@ def predictions_csv(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["split", "index", "file", "label", "predicted", "confidence", "label_probability"])
     for split, (source, indices, predicted) in parts.items():
+        source = source.with_classes(classes)
         for index, row in zip(indices, predicted, strict=True):
             label, best = int(source.labels[index]), int(row.argmax())
             own = f"{row[label]:.6f}"

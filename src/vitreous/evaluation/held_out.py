@@ -1,11 +1,12 @@
 """Labelled images to measure a model on, whatever splits they come in."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitreous.config import from_dict
 from vitreous.console import Console
-from vitreous.data.layouts import open_held_out
+from vitreous.data.layouts import absolute, open_held_out
 from vitreous.data.prepare import BadFile, reopen
 from vitreous.data.source import Source
 from vitreous.data.survey import survey
@@ -33,12 +34,14 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
     Raises:
         InputError: if no image is labelled and readable.
     """
-    folder = RunFolder(Path(model))
-    if folder.exists() and (config := from_dict(folder.read()["config"]["data"])).path == data:
-        splits = reopen(config, read_text(folder.split))
-        split = "test" if "test" in splits else "val"
-        console.say(f"measuring on the {split} images that {model} held out")
-        return HeldOut(split, splits[split], [])
+    if (run := _run_of(model)) is not None:
+        record = run.read()
+        config = from_dict(record["config"]["data"]).seen_from(Path(record.get("directory", "")))
+        if config.path == absolute(data, Path()):
+            splits = reopen(config, read_text(run.split))
+            split = "test" if "test" in splits else "val"
+            console.say(f"measuring on the {split} images that {run.path} held out")
+            return HeldOut(split, splits[split], [])
     split, source = open_held_out(data)
     with console.task("image", len(source)) as task:
         done = 0
@@ -53,7 +56,15 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
     for file in bad[:5]:
         console.say(f"left out: {file.name}: {file.reason}")
     if len(bad) > 5:
-        console.say(f"left out: {len(bad) - 5:,} more files that cannot be read")
+        console.say(f"left out: {len(bad) - 5:,} more files that cannot be read; --json names all")
     if len(found.usable) == 0:
         raise InputError(f"no image of {data} can be read ({bad[0].name}: {bad[0].reason}); give images")
     return HeldOut(split, source.select(found.usable), bad)
+
+
+def _run_of(model: str) -> RunFolder | None:
+    """The run whose product `model` is: it names the run's folder, the product's, or the weights file in that."""
+    path = Path(os.path.expanduser(model))
+    folders = (RunFolder(folder) for folder in (path, *path.parents[:2]))
+    products = (path, path.parent)
+    return next((run for run in folders if run.exists() and (run.path == path or run.model in products)), None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from vitreous.classifier import Classifier, ClassifierConfig
+from vitreous.config import check_ranges
 from vitreous.data.batch import Batch
 from vitreous.errors import InputError
 from vitreous.head import Head, LinearHead
@@ -25,6 +26,9 @@ class Supervised(ObjectiveConfig):
     """From that vector to class scores."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, label_smoothing=(0, 1))
 
     def build(self, encoder: ViTConfig, *, num_classes: int) -> "SupervisedObjective":
         """The objective around a fresh classifier."""

@@ -59,7 +59,7 @@ def _saved(path: Path) -> Run:
 
 def run_from_record(record: dict, place: str) -> Run:
     """The run that a run.json describes."""
-    run = from_dict(record.get("config", {})) if isinstance(record, dict) else None
+    run = from_dict(record.get("config")) if isinstance(record, dict) else None
     if not isinstance(run, Run):
         raise InputError(f"{place} holds no run; give the run.json of a run")
     return run
@@ -80,7 +80,10 @@ def _from_file(path: Path, function: str) -> Run:
     names = [name for name, value in vars(module).items() if inspect.isfunction(value)]
     if not callable(made):
         raise InputError(f"{path} has no function {function!r}{did_you_mean(function, names)}")
-    run = made()
+    try:
+        run = made()
+    except Exception as error:
+        raise InputError(f"{path}:{function} fails: {type(error).__name__}: {error}") from error
     if not isinstance(run, Run):
         raise InputError(f"{path}:{function} must return a vitreous.training.Run, it returned {type(run).__name__}")
     return run

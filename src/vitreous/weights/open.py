@@ -1,5 +1,6 @@
 """Opening a trained model by whatever name the user has for it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def open_model(name: str, *, progress: Callable[[str], None] | None = None) -> P
     for prefix, owner in PREFIXES.items():
         if name.startswith(prefix):
             return load_product(hub.fetch(owner + name.removeprefix(prefix), progress=progress))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():

@@ -1,4 +1,5 @@
 import io
+import re
 import time
 
 import pytest
@@ -36,13 +37,20 @@ def test_quiet_says_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_one_live_line():
+def test_a_terminal_of_80_columns_shows_a_bar_the_time_left_and_all_figures(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = "loss 0.468  accuracy 83.5%  1,843 images/s  data wait 39%  test 89.1%"
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     stream = Terminal()
-    with Console(stream=stream).task("step", 10) as task:
+    with Console(stream=stream).task("step", 0) as task:
         assert isinstance(task, console.LiveTask)
-        task.update(5, "loss 1.0")
-    assert "loss 1.0" in stream.getvalue()
+        task.expect(13_800)
+        time.sleep(0.01)
+        task.update(6_900, figures)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert "6,900/13,800  0 s left" in shown
+    assert figures in shown

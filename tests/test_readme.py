@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import subprocess
 
 import pytest
 
@@ -44,3 +45,11 @@ def test_every_command_has_its_line_in_the_readme(vitreous):
     shown = set(re.findall(r"^\| `vitreous (\w+)", PAGES[0].read_text("utf-8"), re.MULTILINE))
     listed = set(re.findall(r"^│ (\w+) ", vitreous("--help").out, re.MULTILINE))
     assert listed - shown == {"demo"}  # `make demo` stands above
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("target", "command"), [("demo", "vitreous demo"), ("test", "python -m pytest")])
+def test_make_leads_to_the_command(target, command):
+    assert target in re.findall(r"^make (\w+)", PAGES[0].read_text("utf-8"), re.MULTILINE)
+    done = subprocess.run(["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith(command)

@@ -86,21 +86,25 @@ class PlainTask(Task):
 
 
 class LiveTask(Task):
-    """A bar that moves, on a terminal."""
+    """A bar that moves and a line of figures below it, on a terminal."""
 
     def __init__(self, label: str, total: int, done: int, stream: TextIO) -> None:
         super().__init__(label, total, done)
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
 
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[text]}"),
-            console=RichConsole(file=stream),
-            transient=True,
-        )
-        self.id = self.bar.add_task(label, total=total, completed=done, text="")
+        class Bar(Progress):
+            figures = ""
+
+            def get_renderables(self):
+                yield from super().get_renderables()
+                if self.figures:
+                    yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+        self.bar = Bar(*columns, console=RichConsole(file=stream), transient=True)
+        self.id = self.bar.add_task(label, total=total or None, completed=done, text="")
 
     def __enter__(self) -> "LiveTask":
         self.bar.__enter__()
@@ -114,5 +118,5 @@ class LiveTask(Task):
         self.bar.update(self.id, total=total)
 
     def update(self, done: int, text: str = "") -> None:
-        text = "  ".join(part for part in (text, self.time_left(done)) if part)
-        self.bar.update(self.id, completed=done, text=text)
+        self.bar.figures = text
+        self.bar.update(self.id, completed=done, text=f"{done:,}/{self.total:,}  {self.time_left(done)}")

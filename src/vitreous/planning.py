@@ -100,8 +100,8 @@ def _checks(run: Run, steps: int, step_s: float, held_out: int) -> dict[str, int
 def _alterations(view: TrainView) -> list[str]:
     """What a training view does to images, in words."""
     done = {
-        f"crops of {view.min_area:.0%} to 100 %": view.min_area < 1,
-        f"shifts to {view.shift:.0%}": view.shift > 0,
+        f"crops of {100 * view.min_area:.0f} to 100 %": view.min_area < 1,
+        f"shifts to {100 * view.shift:.0f} %": view.shift > 0,
         f"turns to {view.rotate:g}°": view.rotate > 0,
         "flips": view.flip,
         "TrivialAugment": view.trivial_augment,

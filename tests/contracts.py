@@ -5,7 +5,8 @@ import pkgutil
 from collections.abc import Iterator
 
 import vitreous
-from vitreous.config import Config, concrete
+from vitreous.config import Config
+from vitreous.fields import concrete
 
 UNBUILDABLE: frozenset[str] = frozenset()
 """Configs that cannot be made without arguments, each with its reason beside it; none so far."""

@@ -16,6 +16,8 @@ LEVELS = [
         "errors",
         "files",
         "config",
+        "fields",
+        "provenance",
         "seeding",
         "console",
         "tables",

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -344,8 +345,20 @@ def in_namespace(script: str) -> subprocess.CompletedProcess:
 )
 def test_a_real_disk_that_is_full_or_read_only(disk, message, photos, tmp_path):
     (tmp_path / "disk").mkdir()
-    train = f"{sys.executable} -m vitreous train smoke --data.path {photos} --steps 4 --out {tmp_path}/disk/run"
-    done = in_namespace(f"mount -t tmpfs {disk} tmpfs {tmp_path}/disk && exec {train}")
+    words = (
+        "-m",
+        "vitreous",
+        "train",
+        "smoke",
+        "--data.path",
+        photos,
+        "--steps",
+        4,
+        "--out",
+        tmp_path / "disk" / "run",
+    )
+    train = shlex.join(map(str, [sys.executable, *words]))
+    done = in_namespace(f"mount -t tmpfs {disk} tmpfs {shlex.quote(str(tmp_path / 'disk'))} && exec {train}")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

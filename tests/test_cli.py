@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -141,7 +142,11 @@ def test_a_device_without_memory_is_no_bug(vitreous, monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error():
     done = subprocess.run(
-        f"{sys.executable} -m vitreous models | head -1", shell=True, capture_output=True, text=True, check=True
+        f"{shlex.quote(sys.executable)} -m vitreous models | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stderr == ""
     assert done.stdout.startswith("name")
@@ -376,6 +381,7 @@ def test_a_signal_while_measuring_leaves_with_the_way_to_go_on(number, exit_code
 import os, signal, sys
 from vitreous import experiment, planning
 from vitreous.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 planning._seconds_per_step = lambda *_: 1e9
 experiment.measure_run = lambda *_, **__: os.kill(os.getpid(), signal.{number})
 main(sys.argv[1:])

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from contracts import UNBUILDABLE, configs, variants
 from references import random_images, randomise, tiny
 from vitreous.classifier import ClassifierConfig
-from vitreous.config import from_dict, walk
+from vitreous.config import from_dict
 from vitreous.feed_forward import FeedForward
+from vitreous.fields import walk
 from vitreous.head import Head
 from vitreous.pooling import Pooling
 from vitreous.position import Position

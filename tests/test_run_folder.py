@@ -1,12 +1,10 @@
-import json
 import subprocess
 import sys
 
 import pytest
 
 from vitreous.errors import InputError
-from vitreous.optim import AdamW
-from vitreous.run_folder import RunFolder, choose_folder, describe_run
+from vitreous.run_folder import RunFolder, choose_folder
 
 
 def begun(path, **record) -> RunFolder:
@@ -43,14 +41,6 @@ def test_measurements_are_appended_and_those_to_be_repeated_are_forgotten(tmp_pa
     assert [line["step"] for line in folder.measurements()] == [1, 2, 3]
     folder.forget_after(2)
     assert list(folder.measurements()) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
-
-
-def test_the_record_says_what_was_run(tmp_path):
-    record = describe_run(AdamW(), seed=7)
-    assert json.loads(json.dumps(record)) == record
-    assert record["seed"] == 7
-    assert record["config"] == AdamW().to_dict()
-    assert {"python", "torch", "vitreous"} <= set(record["versions"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2", "[1, 2]", '{"config": 3}'])

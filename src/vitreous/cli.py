@@ -132,9 +132,9 @@ def train(
         Print the result as JSON.
     """
     from vitreous import distributed
-    from vitreous.config import override, walk
     from vitreous.console import Console
     from vitreous.experiment import carry_out, look, preview
+    from vitreous.fields import override, walk
     from vitreous.recipes.shipped import recipe as find_recipe
     from vitreous.run_folder import choose_folder
 
@@ -468,7 +468,7 @@ def _explain(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, Stopped):
-        from vitreous.run_folder import command_line
+        from vitreous.provenance import command_line
 
         _complain(f"{error}; saved. To go on, type the same command again: {command_line()}")
         return error.exit_code

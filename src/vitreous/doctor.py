@@ -24,7 +24,7 @@ def examine() -> dict[str, str]:
     import torch
 
     from vitreous import distributed
-    from vitreous.run_folder import installed
+    from vitreous.provenance import installed
     from vitreous.weights.hub import cache_folder, offline
 
     facts = {"python": f"{platform.python_version()} on {platform.platform()}"}

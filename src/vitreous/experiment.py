@@ -10,18 +10,19 @@ import numpy as np
 from vitreous import distributed
 from vitreous.budget import cost
 from vitreous.classifier import ClassifierConfig
-from vitreous.config import walk
 from vitreous.console import Console
 from vitreous.data.layouts import open_data
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, reopen
 from vitreous.distributed import World, cores
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
+from vitreous.fields import walk
 from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
 from vitreous.objectives.supervised import SupervisedObjective
+from vitreous.provenance import describe_run
 from vitreous.recipes.shipped import run_from_record
-from vitreous.run_folder import RunFolder, describe_run
+from vitreous.run_folder import RunFolder
 from vitreous.seeding import generator
 from vitreous.training import Run, train
 from vitreous.variants import paper_name

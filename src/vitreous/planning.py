@@ -22,7 +22,8 @@ DEFAULT_MINUTES = 10.0
 TIME_FOR_STEPS = 0.85  # of the minutes given; the rest goes to measuring, saving and the report
 PROBE_S = 3.0
 MIN_STEPS = 20
-MANY_PASSES = 20
+MANY_PASSES = 20  # from here on a model from scratch learns by heart, unless hindered
+MOST_PASSES = 200  # from scratch
 SMALL = 96  # pixels; up to this, images are taken at their own size
 
 
@@ -63,7 +64,7 @@ def make_plan(prepared: Prepared, config: DataConfig, request: Request, start: P
         run = _against_learning_by_heart(run)
         step_s = _seconds_per_step(run, prepared, world)
     affordable = max(int(seconds * TIME_FOR_STEPS / step_s), MIN_STEPS)
-    most = min(max(5_000 / images, 3), 20) if start is not None else min(max(300_000 / images, 100), 200)
+    most = min(max(5_000 / images, 3), 20) if start is not None else MOST_PASSES
     wanted = max(round(most * images / run.batch_size), 100)
     steps = min(wanted, affordable)
     run = replace(run, steps=steps, **_checks(run, steps, step_s, len(prepared.held_out[1])))

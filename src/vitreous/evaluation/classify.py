@@ -41,7 +41,7 @@ def probabilities(
         for batch in batches:
             with world.autocast():
                 logits = classifier(batch.images[0])
-            rows.append(logits.double().softmax(-1).cpu().numpy())
+            rows.append(logits.float().cpu().double().softmax(-1).numpy())  # Apple GPUs have no float64
             done += len(rows[-1])
             task.update(done)
     classifier.train(training)

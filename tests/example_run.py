@@ -11,7 +11,8 @@ from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.data.source import ArraySource, FileSource, Source
 from vitreous.data.views import EvalView
 from vitreous.evaluation.classify import predictions_csv, scores
-from vitreous.run_folder import RunFolder, describe_run
+from vitreous.provenance import describe_run
+from vitreous.run_folder import RunFolder
 from vitreous.training import Run
 from vitreous.vit import ViTConfig
 
@@ -62,7 +63,7 @@ def write_run(folder: Path, data: Mapping[str, Source], *, predicted: dict[str, 
     }
     run.write_record(
         {
-            **describe_run(Run(model=ENCODER), seed=7),
+            **describe_run(Run(model=ENCODER, eval_view=VIEW), seed=7),
             "command": "vitreous fit photos/",
             "classes": list(classes),
             "data": summary,

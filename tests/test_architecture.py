@@ -16,6 +16,7 @@ LEVELS = [
         "errors",
         "files",
         "config",
+        "cores",
         "fields",
         "provenance",
         "seeding",

@@ -214,6 +214,8 @@ def test_odd_images_are_images(fit, vitreous, tmp_path):
     assert f"{len(images)} predictions" in answer.out
     assert vitreous("evaluate", tmp_path / "run" / "model", tmp_path / "x").code == 0
     assert "latin\\udce9.png" in vitreous("predict", tmp_path / "run", tmp_path / "x" / "odd").out
+    for name in ("all.jsonl", "all.parquet"):
+        assert vitreous("predict", tmp_path / "run", tmp_path / "x" / "odd", "--out", tmp_path / name).code == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")

@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 
 import pytest
@@ -118,3 +119,12 @@ def test_a_full_disk_leaves_the_one_before_whole(tmp_path, monkeypatch):
     assert calls
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoints.restore(module, optimizer) == Restored(1, 0.0)
+
+
+@pytest.mark.parametrize("change", [{"step": 7}, {"crc32": {}}, {"seconds": None}])
+def test_a_changed_manifest_is_noticed(tmp_path, change):
+    module, optimizer = stepped()
+    path = Checkpoints(tmp_path).save(Restored(1, 0.0), module, optimizer) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
+        Checkpoints(tmp_path).restore(module, optimizer)

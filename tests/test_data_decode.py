@@ -48,8 +48,8 @@ def test_16_bit_grey_is_scaled_not_clipped(kind):
 
 
 def test_16_bit_grey_in_a_wide_integer_image_is_scaled():
-    values = np.array([[0, 300, 65535]], dtype=np.int32)
-    assert pixels(decode(encoded(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [0, 1, 255]
+    values = np.array([0, 300, 65535], dtype=">u2")
+    assert pixels(decode(b"P5 3 1 65535\n" + values.tobytes()))[0, :, 0].tolist() == [0, 1, 255]
 
 
 def test_big_endian_16_bit_tiff_is_scaled():
@@ -59,8 +59,9 @@ def test_big_endian_16_bit_tiff_is_scaled():
 
 
 def test_32_bit_and_float_pixels_are_refused():
-    with pytest.raises(BadImage, match="32-bit pixels"):
-        decode(encoded(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF"))
+    for values in ([0, 70000], [0, 255], [0, 65535]):  # what is white is not for the values of one image to say
+        with pytest.raises(BadImage, match="32-bit pixels"):
+            decode(encoded(Image.fromarray(np.array([values], dtype=np.int32)), "TIFF"))
     with pytest.raises(BadImage, match="float pixels"):
         decode(encoded(Image.fromarray(np.ones((2, 2), dtype=np.float32)), "TIFF"))
 
@@ -119,6 +120,7 @@ def test_exif_orientation_is_applied(kind, orientation):
         8: np.rot90(wanted),
     }
     assert np.array_equal(picture.image, turned[orientation])
+    assert picture.rotated == (orientation > 1)
     assert (picture.width, picture.height) == picture.image.size
 
 

@@ -494,7 +494,7 @@ def test_cifar10_binary_files_are_read_in_order(tmp_path):
     assert pixels[31, 5].tolist() == [52, 53, 54]
     assert splits.test.name(0) == "test/00000"
     assert splits.train.name(3) == "train/00003"
-    assert splits.notes[1] == "test has no images of automobile, bird, cat, deer, dog, ..."
+    assert splits.notes[1] == "test has no images of automobile, bird, cat, deer, dog and 4 more"
 
 
 def test_pickled_cifar10_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
 
-VIEW = TrainView(image_size=16, shift=0.1, erase=0.5)
+VIEW = TrainView(image_size=16, shift_ratio=0.1, erase=0.5)
 
 
 def arrays(n: int = 10, *, labels=None) -> ArraySource:
@@ -54,7 +54,7 @@ def test_an_epoch_gives_each_image_once_and_the_next_in_another_order():
 
 def test_a_batch_holds_images_labels_and_positions_that_belong_together():
     source = arrays()
-    view = TrainView(image_size=20, min_area=1, flip=False)
+    view = TrainView(image_size=20, min_area_ratio=1, flip=False)
     for batch in batches(source, view=view):
         assert batch.images.shape == (1, 4, 3, 20, 20)
         assert batch.labels.tolist() == source.labels[batch.index].tolist()
@@ -190,3 +190,13 @@ def test_sources_are_small_when_pickled_and_come_back_equal(tmp_path):
     tar = open_data(str(archive)).train
     assert len(pickle.dumps(tar)) < 3000
     assert pickle.loads(pickle.dumps(tar)).select([1]).read(0) == b"x" * 100_000
+
+
+def test_a_bug_in_a_reader_is_no_dead_reader():
+    class Broken:
+        def __iter__(self):
+            raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshape is invalid")
+            yield
+
+    with pytest.raises(RuntimeError, match="shape is invalid"):
+        next(loader._patient(Broken()))

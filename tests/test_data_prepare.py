@@ -121,7 +121,7 @@ def test_more_than_a_hundredth_unreadable_stops_and_lists_them(tmp_path):
     assert str(error.value) == (
         "2 of 101 files give no image "
         "(cat/zero.jpg: empty file; dog/html.jpg: not an image (HTML document)); "
-        "repair or remove them, or train without them by --allow-bad"
+        "repair or remove them, or go on without by --allow-bad (train: --data.allow_bad true)"
     )
     assert [file.name for file in error.value.bad] == ["cat/zero.jpg", "dog/html.jpg"]
     assert len(prepared(tmp_path, allow_bad=True).bad) == 2

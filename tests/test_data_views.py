@@ -12,6 +12,7 @@ from pictures import noise, smooth
 from vitreous import config
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
+from vitreous.fields import walk
 from vitreous.seeding import generator
 
 
@@ -21,7 +22,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def still(size: int = 8, **options) -> TrainView:
     """A training view that draws nothing."""
-    return TrainView(image_size=size, **{"min_area": 1.0, "flip": False, **options})
+    return TrainView(image_size=size, **{"min_area_ratio": 1.0, "flip": False, **options})
 
 
 def as_image(pixels: torch.Tensor) -> Image.Image:
@@ -85,7 +86,7 @@ def test_without_switches_a_training_view_is_the_resized_centre():
 def test_crops_keep_to_their_area_and_shape():
     x, y = np.meshgrid(np.arange(200), np.arange(100))
     image = Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
-    view = TrainView(image_size=32, min_area=0.25, flip=False, interpolation="nearest")
+    view = TrainView(image_size=32, min_area_ratio=0.25, flip=False, interpolation="nearest")
     areas = []
     for seed in range(300):
         across, down, _ = view(image, rng(seed)).int()
@@ -114,7 +115,7 @@ def test_a_shift_moves_whole_pixels_and_repeats_the_edge():
     plain = np.asarray(image)
     padded = np.pad(plain, ((2, 2), (2, 2), (0, 0)), mode="edge")
     allowed = {padded[i : i + 8, j : j + 8].tobytes(): (i, j) for i in range(5) for j in range(5)}
-    seen = {allowed[np.asarray(as_image(still(shift=0.25)(image, rng(seed)))).tobytes()] for seed in range(300)}
+    seen = {allowed[np.asarray(as_image(still(shift_ratio=0.25)(image, rng(seed)))).tobytes()] for seed in range(300)}
     assert len(seen) == 25
 
 
@@ -159,7 +160,7 @@ def test_trivial_augment_is_torchvisions_and_changes_images():
 
 
 def everything() -> TrainView:
-    return TrainView(image_size=24, shift=0.1, rotate=15, trivial_augment=True, erase=0.5)
+    return TrainView(image_size=24, shift_ratio=0.1, rotate=15, trivial_augment=True, erase=0.5)
 
 
 def test_the_same_generator_gives_the_same_pixels_and_another_gives_others():
@@ -183,8 +184,8 @@ def test_no_global_generator_is_touched():
         (EvalView, "crop_ratio", 0),
         (EvalView, "crop_ratio", 1.1),
         (EvalView, "image_size", 0),
-        (TrainView, "min_area", 0),
-        (TrainView, "shift", -0.1),
+        (TrainView, "min_area_ratio", 0),
+        (TrainView, "shift_ratio", -0.1),
         (TrainView, "rotate", 181),
         (TrainView, "erase", 1.5),
         (TrainView, "image_size", -1),
@@ -198,12 +199,12 @@ def test_a_setting_out_of_range_is_refused(kind, field, value):
 def test_views_survive_json():
     for view in (everything(), EvalView(squash=True, mean=(0.1, 0.2, 0.3))):
         assert config.from_dict(view.to_dict()) == view
-    assert all(field.doc for field in config.walk(TrainView()))
+    assert all(field.doc for field in walk(TrainView()))
 
 
 def test_a_view_asks_for_enough_pixels_for_its_smallest_crop():
-    view = TrainView(image_size=224, min_area=0.08)
+    view = TrainView(image_size=224, min_area_ratio=0.08)
     short = 2 * view.min_side  # what decoding leaves of a large photo
     assert short * (0.08**0.5) >= 224
-    assert dataclasses.replace(view, min_area=1.0).min_side == 224
+    assert dataclasses.replace(view, min_area_ratio=1.0).min_side == 224
     assert EvalView().min_side == 248

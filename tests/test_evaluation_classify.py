@@ -107,3 +107,19 @@ def test_the_table_of_predictions_reads_back(case):
         "confidence": "0.750000",
         "label_probability": "0.250000",
     }
+
+
+def test_a_model_that_overflows_is_not_measured(monkeypatch):
+    source = ArraySource(np.zeros((4, 8, 8), np.uint8), prefix="x", classes=["a", "b"], labels=np.zeros(4))
+    classifier = ClassifierConfig(encoder=vit("32x1/4", image_size=8), num_classes=2).build()
+    classifier.head.linear.bias.data.fill_(float("nan"))
+    world = distributed.start(device="cpu")
+    with pytest.raises(InputError, match="gives no numbers"):
+        evaluate(classifier, source, EvalView(image_size=8), classes=["a", "b"], split="x", world=world)
+
+
+def test_macro_f1_is_scikit_learns_over_the_classes_that_occur():
+    labels = np.array([0, 0, 0, 1, 1])
+    predicted = np.eye(4)[[0, 0, 2, 1, 1]]
+    expected = theirs.f1_score(labels, predicted.argmax(1), labels=[0, 1], average="macro")
+    assert scores(predicted, labels, classes="abcd", split="x")["macro_f1"] == pytest.approx(expected)

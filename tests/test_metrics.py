@@ -74,3 +74,8 @@ def test_certain_and_right_is_perfectly_calibrated():
     bins = metrics.reliability(np.eye(3), np.arange(3))
     assert metrics.calibration_error(bins) == 0.0
     assert sum(b.count for b in bins) == 3
+
+
+def test_what_is_no_number_is_no_hit():
+    probabilities = np.full((4, 10), np.nan)
+    assert metrics.hits_at(probabilities, np.array([3, 4, 5, 0]), k=1) == 0

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from vitreous import distributed, planning
+from vitreous.cores import cores
 from vitreous.data.prepare import DataConfig, Prepared, prepare
 from vitreous.errors import InputError
 from vitreous.optim import SGD
@@ -15,6 +16,9 @@ from vitreous.training import Run
 from vitreous.weights.open import open_model
 
 WORLD = distributed.World(rank=0, size=1, device=torch.device("cpu"), dtype=torch.float32, threads=1)
+
+
+PROBE = planning._seconds_per_step
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,7 @@ def images(root, *, size: tuple[int, int] = (32, 32), colour: bool = True, each:
 def planned(prepared: Prepared, *, weights: str | None = None, **asked) -> Run:
     request = Request(data="x", weights=weights, **asked)
     start = open_model(weights) if weights else None
-    return make_plan(prepared, DataConfig(path="x"), request, start, WORLD).run
+    return make_plan(prepared, request, config=DataConfig(path="x"), start=start, world=WORLD).run
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_the_more_often_an_image_is_seen_the_more_it_is_altered(tmp_path):
     few, many = planned(prepared, minutes=0.1), planned(prepared, minutes=60)
     assert not few.train_view.trivial_augment
     assert many.train_view.trivial_augment
-    assert many.train_view.min_area < few.train_view.min_area
+    assert many.train_view.min_area_ratio < few.train_view.min_area_ratio
     assert many.optimizer.weight_decay > few.optimizer.weight_decay
 
 
@@ -109,11 +113,11 @@ def test_fine_tuning_takes_shape_and_pixels_from_the_weights(trained, tmp_path):
 
 def test_the_plan_gives_reasons(tmp_path):
     prepared = images(tmp_path / "x")
-    plan = make_plan(prepared, DataConfig(path="x"), Request(data="x", minutes=0.1), None, WORLD)
+    plan = make_plan(prepared, Request(data="x", minutes=0.1), config=DataConfig(path="x"), start=None, world=WORLD)
     text = "\n".join(plan.reasons)
     assert "16 images, what 0.1 min allow" in text
     assert "100 ms a step" in text
-    assert f"of {distributed.cores()} CPU cores" in text
+    assert f"of {cores()} CPU cores" in text
     assert plan.seconds == pytest.approx(plan.run.steps * 0.1 / 0.85)
 
 
@@ -123,7 +127,13 @@ def test_readers_are_the_cores_that_do_not_train(tmp_path, monkeypatch):
         monkeypatch.setattr(planning, "idle_cores", lambda n=idle: n)
         assert planned(prepared).num_workers == workers
     monkeypatch.setattr(planning, "idle_cores", lambda: 4)
-    assert (
-        make_plan(prepare(DataConfig(path="digits")), DataConfig(), Request(data="digits"), None, WORLD).run.num_workers
-        == 0
-    )
+    digits = DataConfig(path="digits")
+    plan = make_plan(prepare(digits), Request(data="digits"), config=digits, start=None, world=WORLD)
+    assert plan.run.num_workers == 0
+
+
+def test_starting_readers_is_no_part_of_a_step(tmp_path):
+    prepared = images(tmp_path / "x", each=40)
+    run = planned(prepared)
+    alone, helped = (PROBE(replace(run, num_workers=number), prepared, WORLD) for number in (0, 1))
+    assert helped < alone + 0.1  # a reader takes a second to start

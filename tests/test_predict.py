@@ -3,11 +3,14 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import vitreous
 from pictures import encoded, smooth
+from vitreous.console import Console
 from vitreous.errors import InputError
+from vitreous.predict import to_image
+from vitreous.predictions import predict_files
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,31 @@ def test_weights_without_names_call_classes_by_number(model, trained):
     assert Model(model.module, view=model.view, classes=None, device="cpu").classes == ("0", "1", "2")
     with pytest.raises(InputError, match="3 classes apart, but 2 names"):
         vitreous.load(trained, classes=["a", "b"])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_is_turned_once(orientation, model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(smooth(40, 20), "JPEG", exif=exif))
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file).convert("RGB")
+    pixels = model.preprocess(upright)
+    assert torch.equal(model.preprocess(path), pixels)
+    assert torch.equal(model.preprocess(to_image(path)), pixels)
+    with Image.open(path) as file:
+        assert torch.equal(model.preprocess(file), pixels)
+    (said,), _ = predict_files(model, [str(path)], top=3, console=Console(quiet=True))
+    assert said.top == model.predict(path, top=3)[0].top
+
+
+@pytest.mark.parametrize(("number", "message"), [({"top": 0}, "top"), ({"batch_size": 0}, "batch_size")])
+def test_numbers_that_make_no_sense_are_refused(number, message, model):
+    with pytest.raises(InputError, match=message):
+        model.predict(smooth(20, 20), **number)
+
+
+def test_a_tensor_may_be_of_half_precision(model):
+    pixels = torch.full((3, 16, 16), 0.5)
+    assert torch.equal(model.preprocess(pixels.bfloat16()), model.preprocess(pixels))

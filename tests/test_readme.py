@@ -53,3 +53,10 @@ def test_make_leads_to_the_command(target, command):
     assert target in re.findall(r"^make (\w+)", PAGES[0].read_text("utf-8"), re.MULTILINE)
     done = subprocess.run(["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_says_whether_it_can_be_typed(page):
+    fences = re.findall(r"^```(\w*)$", page.read_text("utf-8"), re.MULTILINE)
+    assert set(fences[::2]) <= {"sh", "python", "text"}
+    assert set(fences[1::2]) <= {""}

@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -15,13 +16,16 @@ from vitreous.data.prepare import DataConfig
 from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
+from vitreous.head import LinearHead
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import SGD, AdamW
+from vitreous.position import RoPE2d, SinCos2d
 from vitreous.run_folder import RunFolder
 from vitreous.schedule import Constant, Cosine
 from vitreous.stopping import Stopped
 from vitreous.training import Run, build_objective, train
 from vitreous.variants import vit
+from vitreous.weights.open import open_model
 
 WORLD = distributed.World(rank=0, size=1, device=torch.device("cpu"), dtype=torch.float32, threads=1)
 
@@ -38,13 +42,13 @@ def pictures(number: int = 60) -> ArraySource:
 
 def tiny(**changes) -> Run:
     run = Run(
-        train_view=TrainView(image_size=8, min_area=0.5, shift=0.1),
+        train_view=TrainView(image_size=8, min_area_ratio=0.5, shift_ratio=0.1),
         eval_view=EvalView(image_size=8, crop_ratio=1.0),
         model=vit("32x2/4", image_size=8, dropout=0.1, drop_path=0.1),
         learning_rate=Cosine(peak=3e-3),
         batch_size=16,
         steps=12,
-        evaluations=2,
+        num_evaluations=2,
     )
     return replace(run, **changes)
 
@@ -83,7 +87,7 @@ def test_it_learns(tmp_path):
         tiny(
             steps=80,
             model=vit("32x2/4", image_size=8),
-            train_view=TrainView(image_size=8, min_area=1.0, flip=False),
+            train_view=TrainView(image_size=8, min_area_ratio=1.0, flip=False),
         ),
         tmp_path,
     )
@@ -108,8 +112,8 @@ def test_stopped_and_gone_on_with_it_has_the_bits_of_an_undisturbed_run(tmp_path
 
 
 def test_reader_processes_change_nothing(tmp_path):
-    alone = carried_out(tiny(steps=4, evaluations=0), tmp_path / "alone")
-    helped = carried_out(tiny(steps=4, evaluations=0, num_workers=2), tmp_path / "helped")
+    alone = carried_out(tiny(steps=4, num_evaluations=0), tmp_path / "alone")
+    helped = carried_out(tiny(steps=4, num_evaluations=0, num_workers=2), tmp_path / "helped")
     assert same_bits(alone, helped)
 
 
@@ -152,11 +156,12 @@ def test_building_twice_gives_the_same_weights_whatever_was_drawn_before():
     [
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
         ({"steps": 0}, "steps is 0"),
-        ({"evaluation_images": 0}, "evaluation_images is 0"),
-        ({"evaluations": -1}, "evaluations is -1"),
+        ({"num_evaluation_images": 0}, "num_evaluation_images is 0"),
+        ({"num_evaluations": -1}, "evaluations is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"checkpoint_every_s": float("nan")}, "checkpoint_every_s is nan"),
         ({"model": vit("32x2/3", image_size=9)}, "train_view.image_size 8 is no multiple of model.patch_size 3"),
+        ({"eval_view": EvalView(image_size=12)}, "eval_view.image_size 12 is not model.image_size 8"),
         ({"model": vit("32x2/4", image_size=8, channels=1)}, "model.channels is 1; images have 3"),
     ],
 )
@@ -182,6 +187,11 @@ def test_a_run_that_cannot_be_is_refused_at_once(changes, message):
         (lambda: vit("32x2/4", dropout=1.0), "dropout is 1.0"),
         (lambda: vit("32x2/4", image_size=0), "image_size is 0"),
         (lambda: DataConfig(holdout_ratio=1.0), "holdout_ratio is 1.0"),
+        (lambda: vit("32x2/4", layer_scale=float("nan")), "layer_scale is nan"),
+        (lambda: LinearHead(representation=0), "representation is 0"),
+        (lambda: LinearHead(bias=float("inf")), "bias is inf"),
+        (lambda: SinCos2d(temperature=0.0), "temperature is 0.0"),
+        (lambda: RoPE2d(base=-1.0), "base is -1.0"),
     ],
 )
 def test_numbers_out_of_their_range_are_refused(make, message):
@@ -234,3 +244,48 @@ def test_a_damaged_checkpoint_is_said(tmp_path, monkeypatch):
 
 def test_out_of_time_is_the_exit_code_for_try_again():
     assert stopping.EXIT_OUT_OF_TIME == 75
+
+
+def test_readers_that_die_before_the_first_step_leave_no_checkpoint(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise InputError("loading images failed: a worker process died")
+        yield
+
+    undisturbed = carried_out(tiny(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "training_batches", killed)
+        with pytest.raises(Stopped, match="after step 0 of 12"):
+            carried_out(tiny(), tmp_path / "parts")
+    assert same_bits(undisturbed, carried_out(tiny(), tmp_path / "parts"))
+
+
+@pytest.mark.parametrize(("steps", "number"), [(19, 10), (12, 12), (12, 5), (3, 10), (7, 0)])
+def test_it_is_measured_as_often_as_asked(steps, number, tmp_path):
+    carried_out(tiny(steps=steps, num_evaluations=number, batch_size=4), tmp_path)
+    lines = [line["step"] for line in RunFolder(tmp_path).measurements() if line["split"] == "test"]
+    assert len(lines) == min(number, steps)
+    assert not lines or lines[-1] == steps
+
+
+def test_a_batch_larger_than_the_data_counts_what_was_read(monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", lambda: 2.0)
+    recent = training.Recent(started=0.0)
+    recent.add({}, 0.5, images=60)
+    assert recent.means() == {"images_per_s": 30.0, "data_wait": 0.25}
+
+
+def test_weights_that_are_gone_are_not_missed_when_going_on(tmp_path, trained):
+    moved = shutil.copytree(trained / "model", tmp_path / "moved")
+    product = open_model(str(moved))
+    encoder = product.classifier.config.encoder
+    run = tiny(
+        weights=str(moved),
+        model=encoder,
+        train_view=TrainView(image_size=encoder.image_size),
+        eval_view=EvalView(image_size=encoder.image_size),
+    )
+    with pytest.raises(Stopped):
+        carried_out(run, tmp_path / "run", time_limit_s=0.0)
+    shutil.rmtree(moved)
+    carried_out(run, tmp_path / "run")

@@ -2,7 +2,7 @@ import pytest
 import timm
 
 from vitreous.errors import InputError
-from vitreous.variants import PUBLISHED, SIZES, paper_name, timm_name, vit
+from vitreous.variants import PUBLISHED, SIZES, TIMM_LACKS, paper_name, timm_name, vit
 
 TABLE_1 = {"B": (12, 768, 3072, 12), "L": (24, 1024, 4096, 16), "H": (32, 1280, 5120, 16)}
 
@@ -80,3 +80,10 @@ def test_a_name_that_is_none_is_answered_with_those_that_are(name, message):
 
 def test_every_published_name_is_a_name():
     assert [paper_name(vit(name)) for name in PUBLISHED] == list(PUBLISHED)
+
+
+def test_timms_names_are_timms():
+    import timm
+
+    known = set(timm.list_models())
+    assert {name for name in PUBLISHED if timm_name(vit(name)) not in known} == TIMM_LACKS

@@ -269,3 +269,13 @@ def test_timms_dynamic_image_size_agrees_without_positions():
     for size in [(32, 32), (48, 16)]:
         images = random_images(1, 3, *size)
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("position", [NoPosition(), Learned(), SinCos2d(), RoPE2d()])
+def test_under_autocast_tokens_stay_float32_between_blocks(position):
+    model = tiny(position=position).build()
+    seen = []
+    model.blocks[-1].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(random_images(1, 3, 32, 32))
+    assert seen == [torch.float32]

@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_said_in_one_line_with_examples_and_counts():
         check({"a": torch.zeros(3, 2), "z": X}, needed, model="B/16")
     message = str(error.value)
     assert "\n" not in message
-    assert "5 missing (m0, m1, m2, ...)" in message
+    assert "5 missing (m0, m1, m2 and 2 more)" in message
     assert "1 unexpected (z)" in message
     assert "a is 3 x 2, not 2 x 3" in message
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vitreous.classifier import ClassifierConfig
+from vitreous.feed_forward import SwiGLU
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def cost(config: ClassifierConfig, *, image_size: int | None = None) -> Cost:
     patches = ((image_size or encoder.image_size) // encoder.patch_size) ** 2
     tokens = patches + encoder.class_token + encoder.num_registers
     project = patches * encoder.channels * encoder.patch_size**2 * encoder.width
-    matrices = 3 if type(encoder.feed_forward).__name__ == "SwiGLU" else 2
+    matrices = 3 if isinstance(encoder.feed_forward, SwiGLU) else 2
     block = tokens * (4 * encoder.width**2 + matrices * encoder.width * encoder.mlp_dim)
     block += 2 * tokens**2 * encoder.width
     multiply_adds = project + encoder.depth * block + encoder.width * config.num_classes

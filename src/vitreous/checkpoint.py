@@ -143,8 +143,10 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     manifest = json.loads((path / "manifest.json").read_bytes())
-    for name, expected in manifest["crc32"].items():
-        if _crc32(path / f"{name}.safetensors") != expected:
+    if f"step-{manifest['step']:08d}" != path.name or float(manifest["seconds"]) < 0:
+        raise ValueError("manifest.json has changed since it was written")
+    for name in ("weights", "optimizer"):
+        if _crc32(path / f"{name}.safetensors") != manifest["crc32"][name]:
             raise ValueError(f"{name}.safetensors has changed since it was written")
     return manifest, load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors")
 

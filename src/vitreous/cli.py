@@ -324,18 +324,18 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
     """
     from vitreous.budget import cost
     from vitreous.classifier import ClassifierConfig
-    from vitreous.variants import PUBLISHED, timm_name, vit
+    from vitreous.variants import PUBLISHED, TIMM_LACKS, timm_name, vit
 
     rows = []
     for name in PUBLISHED:
         config = vit(name)
-        other = timm_name(config)
+        other = "" if name in TIMM_LACKS else timm_name(config)
         if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
             rows.append((name, other, cost(ClassifierConfig(encoder=config))))
     if not rows:
         raise InputError(f"no model matches {pattern!r}{did_you_mean(pattern, PUBLISHED)}")
     if json:
-        _print_json([{"name": name, "timm": other, **vars(spent)} for name, other, spent in rows])
+        _print_json([{"name": name, "timm": other or None, **vars(spent)} for name, other, spent in rows])
     else:
         head = ("name", "timm", "parameters", "GFLOPs", "tokens")
         cells = [(n, o, f"{c.parameters:,}", f"{c.gflops:,.1f}", str(c.tokens)) for n, o, c in rows]

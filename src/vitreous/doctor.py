@@ -24,6 +24,7 @@ def examine() -> dict[str, str]:
     import torch
 
     from vitreous import distributed
+    from vitreous.cores import cores
     from vitreous.provenance import installed
     from vitreous.weights.hub import cache_folder, offline
 
@@ -36,7 +37,7 @@ def examine() -> dict[str, str]:
             properties = torch.cuda.get_device_properties(index)
             facts[f"device {index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     facts["precision"] = str(world.dtype).removeprefix("torch.")
-    facts["CPU"] = f"{torch.backends.cpu.get_cpu_capability()}, {distributed.cores()} cores usable"
+    facts["CPU"] = f"{torch.backends.cpu.get_cpu_capability()}, {cores()} cores usable"
     if hasattr(os, "getloadavg"):
         facts["CPU"] += f", load {os.getloadavg()[0]:.1f}"
     facts["threads"] = f"{world.threads} for training now (cores that are free; OMP_NUM_THREADS overrides)"

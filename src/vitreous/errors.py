@@ -1,7 +1,7 @@
 """What a user can do wrong, said in one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -10,6 +10,11 @@ class InputError(ValueError):
     The message is one line: what was given, what was needed, what to do. The command line prints it
     as it is and exits with 2; any other exception is a bug of ours.
     """
+
+
+def some(names: Sequence[str], *, most: int = 5) -> str:
+    """The first of `names` in a sentence, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def did_you_mean(name: str, choices: Iterable[str], *, most: int = 3) -> str:

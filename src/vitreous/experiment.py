@@ -11,9 +11,10 @@ from vitreous import distributed
 from vitreous.budget import cost
 from vitreous.classifier import ClassifierConfig
 from vitreous.console import Console
+from vitreous.cores import cores
 from vitreous.data.layouts import open_data
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, reopen
-from vitreous.distributed import World, cores
+from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
 from vitreous.fields import walk
@@ -65,11 +66,12 @@ def preview(run: Run) -> dict[str, str]:
     classes = splits["train"].classes
     spent = cost(ClassifierConfig(encoder=run.model, num_classes=len(classes)))
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
-    passes = run.steps * run.batch_size / len(splits["train"])
+    batch_size = min(run.batch_size, len(splits["train"]))
+    passes = run.steps * batch_size / len(splits["train"])
     return {
         "data": f"{run.data.path}: {counts} images of {len(classes)} classes",
         "model": f"ViT {paper_name(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",
-        "length": f"{run.steps:,} steps of {run.batch_size} images, {passes:,.1f} passes over the data",
+        "length": f"{run.steps:,} steps of {batch_size} images, {passes:,.1f} passes over the data",
     }
 
 
@@ -176,9 +178,9 @@ def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, deta
             }
         )
     record = folder.read()
-    if (before := record["config"]) != json.loads(json.dumps(run.to_dict())):
+    if (before := record.get("config", {})) != json.loads(json.dumps(run.to_dict())):
         raise InputError(f"{folder.path} holds another run ({first_difference(before, run)}); choose another --out")
-    if record["data_fingerprint"] != prepared.fingerprint:
+    if record.get("data_fingerprint") != prepared.fingerprint:
         raise InputError(
             f"the images have changed since {folder.path} was begun; put them back, or choose another --out"
         )

@@ -15,8 +15,8 @@ class FeedForward(Config):
     """Which feed-forward layer a block has."""
 
     @abstractmethod
-    def build(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
-        """A module from (..., width) to (..., width) through `hidden` channels."""
+    def build(self, width: int, mlp_dim: int, *, dropout: float) -> nn.Module:
+        """A module from (..., width) to (..., width) through `mlp_dim` channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,43 +26,43 @@ class GELU(FeedForward):
     tanh: bool = False
     """Google's tanh approximation instead of erf; on CPUs it is about 3 times slower."""
 
-    def build(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
-        return MLP(width, hidden, tanh=self.tanh, dropout=dropout)
+    def build(self, width: int, mlp_dim: int, *, dropout: float) -> nn.Module:
+        return MLP(width, mlp_dim, tanh=self.tanh, dropout=dropout)
 
 
 class MLP(nn.Module):
     """Linear, GELU, linear."""
 
-    def __init__(self, width: int, hidden: int, *, tanh: bool, dropout: float) -> None:
+    def __init__(self, width: int, mlp_dim: int, *, tanh: bool, dropout: float) -> None:
         super().__init__()
         self.approximate = "tanh" if tanh else "none"
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = nn.Linear(width, mlp_dim)
+        self.down = nn.Linear(mlp_dim, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        hidden = self.dropout(F.gelu(self.up(x), approximate=self.approximate))
-        return self.dropout(self.down(hidden))
+        mlp_dim = self.dropout(F.gelu(self.up(x), approximate=self.approximate))
+        return self.dropout(self.down(mlp_dim))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwiGLU(FeedForward):
     """A linear layer gated by the SiLU of another (Shazeer, arXiv:2002.05202, Eq. 6)."""
 
-    def build(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
-        return GatedMLP(width, hidden, dropout=dropout)
+    def build(self, width: int, mlp_dim: int, *, dropout: float) -> nn.Module:
+        return GatedMLP(width, mlp_dim, dropout=dropout)
 
 
 class GatedMLP(nn.Module):
     """SiLU of one linear layer gates another; a third returns to the width."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+    def __init__(self, width: int, mlp_dim: int, *, dropout: float) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.gate = nn.Linear(width, mlp_dim)
+        self.up = nn.Linear(width, mlp_dim)
+        self.down = nn.Linear(mlp_dim, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        hidden = self.dropout(F.silu(self.gate(x)) * self.up(x))
-        return self.dropout(self.down(hidden))
+        mlp_dim = self.dropout(F.silu(self.gate(x)) * self.up(x))
+        return self.dropout(self.down(mlp_dim))

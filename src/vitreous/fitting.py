@@ -1,6 +1,7 @@
 """The practitioner's verb: look at the images, plan and say why, train, measure, report."""
 
 import math
+import multiprocessing
 from contextlib import nullcontext
 
 from vitreous import distributed
@@ -33,6 +34,8 @@ def fit(
 ) -> Finished | Plan:
     """A trained, measured, reported classifier of the images at `data`; with `dry_run` only the plan.
 
+    In a script, call it below `if __name__ == "__main__":`, since processes that read images import the script.
+
     Args:
         data: a folder of class folders, a tar of them, a CSV or JSONL manifest, or a name (`digits`,
             `cifar10:PATH`, `fashion-mnist:PATH`).
@@ -43,22 +46,34 @@ def fit(
         minutes: training time to plan for; 10 by default.
         out: the run's folder; by default a new one under runs/.
         allow_bad: go on although more than 1 % of the files cannot be read.
+        seed: source of every random choice.
+        device: "cpu", "cuda", "cuda:1", "mps"; by default the accelerator if there is one.
+        dry_run: look and plan, write nothing.
+        console: where to show progress; by default stderr.
 
     Raises:
         InputError: if the data or an argument cannot be used.
         Stopped: if it was interrupted; the same call goes on.
     """
+    if multiprocessing.parent_process() is not None:
+        raise InputError("fit runs again in a reader process; in a script, call it below: if __name__ == '__main__':")
     console = console or Console()
-    request = Request(data, val, weights, model, image_size, minutes, allow_bad, seed)
+    request = Request(
+        data=data,
+        val=val,
+        weights=weights,
+        model=model,
+        image_size=image_size,
+        minutes=minutes,
+        allow_bad=allow_bad,
+        seed=seed,
+    )
     if minutes is not None and not (0 < minutes < math.inf):
         raise InputError(f"--minutes must be above 0, got {minutes:g}")
     if image_size is not None and image_size < 1:
         raise InputError(f"--image-size must be at least 1, got {image_size}")
     if model is not None:
         vit(model)  # a name that is wrong is said before the images are looked at
-    start = open_model(weights, progress=console.say) if weights else None
-    if start is not None and "assumed" in start.extra:
-        console.say(f"{weights}: {start.extra['assumed']}")
     world = distributed.start(device=device)
     folder = choose_folder(out, run_name(data), same=lambda record: record.get("request") == vars(request))
     with nullcontext() if dry_run else folder.claimed():
@@ -66,6 +81,9 @@ def fit(
         begun = folder.read() if folder.exists() else None
         if begun is not None and begun.get("request") != vars(request):
             raise InputError(f"{folder.path} holds a run of another command ({begun['command']}); choose another --out")
+        start = open_model(weights, progress=console.say) if weights and begun is None else None
+        if start is not None and "assumed" in start.extra:
+            console.say(f"{weights}: {start.extra['assumed']}")
         console.say(f"looking at {data}")
         prepared = look(config, folder, console, dry_run=dry_run)
         for line in describe(prepared):
@@ -73,7 +91,7 @@ def fit(
         if begun is not None:
             plan = Plan(run_from_record(begun, str(folder.record)), begun["plan"], 0.0)
         else:
-            plan = make_plan(prepared, config, request, start, world)
+            plan = make_plan(prepared, request, config=config, start=start, world=world)
         if dry_run:
             return plan
         shown = [f"{folder.path} has been trained; it is shown again"] if folder.trained() else plan.reasons

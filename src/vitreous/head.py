@@ -1,5 +1,6 @@
 """Heads: class scores from one feature vector."""
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.config import Config
+from vitreous.config import Config, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class LinearHead(Head):
     """Channels of a hidden layer with tanh before the scores; the paper pre-trains with one."""
     bias: float = 0.0
     """Initial bias of every class; -10 suits many classes with a sigmoid loss."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, representation=(1, math.inf), bias=(-math.inf, math.inf))
 
     def build(self, width: int, num_classes: int) -> nn.Module:
         return ZeroLinear(self, width, num_classes)

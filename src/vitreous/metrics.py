@@ -34,8 +34,8 @@ def hits_at(probabilities: Probabilities, labels: Labels, *, k: int) -> int:
     """Images whose label is among the `k` most probable classes; ties count for the lower class index."""
     own = probabilities[np.arange(len(labels)), labels][:, None]
     index = np.arange(probabilities.shape[1])
-    ahead = (probabilities > own) | ((probabilities == own) & (index < labels[:, None]))
-    return int((ahead.sum(axis=1) < k).sum())
+    not_ahead = (probabilities < own) | ((probabilities == own) & (index >= labels[:, None]))  # both false for NaN
+    return int(((~not_ahead).sum(axis=1) < k).sum())
 
 
 def confusion_matrix(predicted: Labels, labels: Labels, *, num_classes: int) -> Int[np.ndarray, "cls cls"]:

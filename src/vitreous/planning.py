@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass, replace
 
 from vitreous.console import duration
+from vitreous.cores import cores, idle_cores
 from vitreous.data.loader import training_batches
 from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.views import TrainView
-from vitreous.distributed import World, cores, idle_cores
+from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.position import SinCos2d
 from vitreous.recipes.fine_tune import fine_tune
@@ -27,7 +28,7 @@ MOST_PASSES = 200  # from scratch
 SMALL = 96  # pixels; up to this, images are taken at their own size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for; saved in run.json, so that the same command goes on with the same run."""
 
@@ -52,7 +53,7 @@ class Plan:
     """Estimated training time."""
 
 
-def make_plan(prepared: Prepared, config: DataConfig, request: Request, start: Product | None, world: World) -> Plan:
+def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start: Product | None, world: World) -> Plan:
     """Model, resolution, recipe and steps for these data on this machine, with reasons."""
     images, seconds = len(prepared.train), (request.minutes or DEFAULT_MINUTES) * 60
     run = _fine_tuning(request, start) if start is not None else _from_scratch(prepared, request, world)
@@ -95,14 +96,14 @@ def _checks(run: Run, steps: int, step_s: float, held_out: int) -> dict[str, int
     image_s = step_s / run.batch_size / 3  # a forward pass is a third of a training step
     images = 500 if image_s > 1e-3 else 2000
     often = int(0.1 * steps * step_s / (image_s * min(held_out, images)))
-    return {"evaluations": max(1, min(10, often)), "evaluation_images": images}
+    return {"num_evaluations": max(1, min(10, often)), "num_evaluation_images": images}
 
 
 def _alterations(view: TrainView) -> list[str]:
     """What a training view does to images, in words."""
     done = {
-        f"crops of {100 * view.min_area:.0f} to 100 %": view.min_area < 1,
-        f"shifts to {100 * view.shift:.0f} %": view.shift > 0,
+        f"crops of {100 * view.min_area_ratio:.0f} to 100 %": view.min_area_ratio < 1,
+        f"shifts to {100 * view.shift_ratio:.0f} %": view.shift_ratio > 0,
         f"turns to {view.rotate:g}°": view.rotate > 0,
         "flips": view.flip,
         "TrivialAugment": view.trivial_augment,
@@ -154,8 +155,8 @@ def _from_scratch(prepared: Prepared, request: Request, world: World) -> Run:
         train_view=replace(
             base.train_view,
             image_size=size,
-            min_area=1.0 if small else 0.35,
-            shift=base.train_view.shift if small else 0.0,
+            min_area_ratio=1.0 if small else 0.35,
+            shift_ratio=base.train_view.shift_ratio if small else 0.0,
             flip=not _grey(prepared),
         ),
         eval_view=replace(base.eval_view, image_size=size, crop_ratio=1.0 if small else 0.9),
@@ -168,8 +169,8 @@ def _against_learning_by_heart(run: Run) -> Run:
     small = view.image_size <= SMALL
     altered = replace(
         view,
-        min_area=0.6 if small else 0.25,
-        shift=0.1 if small else 0.0,
+        min_area_ratio=0.6 if small else 0.25,
+        shift_ratio=0.1 if small else 0.0,
         rotate=10.0,
         trivial_augment=view.flip,  # colours and mirror images are altered together, or neither
     )
@@ -228,12 +229,11 @@ def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
         num_workers=run.num_workers,
         device=world.device,
     )
-    times: list[float] = []
-    began = time.monotonic()
+    began = step = 0
     for step, batch in enumerate(batches):
-        started = time.monotonic()
         float(optimizer_step(run, objective, optimizer, batch, step=step, world=world)["loss"])
-        times.append(time.monotonic() - started)
-        if time.monotonic() - began > PROBE_S and step > 0:
+        if step == 0:
+            began = time.monotonic()  # readers have started, and caches are warm
+        elif time.monotonic() - began > PROBE_S:
             break
-    return (time.monotonic() - began - times[0]) / max(len(times) - 1, 1)
+    return (time.monotonic() - began) / step

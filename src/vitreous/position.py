@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.config import Config
+from vitreous.config import Config, check_ranges
 from vitreous.errors import InputError
 
 Grid = tuple[int, int]  # rows, columns of patches
@@ -116,6 +116,9 @@ class SinCos2d(Position):
     temperature: float = 10_000.0
     """Ratio of the longest wavelength to the shortest."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self, temperature=(1e-6, math.inf))
+
     def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> PositionEmbedding:
         return SinCos2dEmbedding(width, self.temperature)
 
@@ -147,6 +150,9 @@ class RoPE2d(Position):
 
     base: float = 100.0
     """Ratio of the longest period to the shortest."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, base=(1e-6, math.inf))
 
     def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> PositionEmbedding:
         return RoPE2dEmbedding(head_dim, self.base)

@@ -1,14 +1,14 @@
 """Images in, labels or features out: the Python face of a trained model."""
 
 import html
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -59,7 +59,7 @@ class Model:
 
     def preprocess(self, image: Picture) -> Float[Tensor, "3 height width"]:
         """The tensor that `module` expects for `image`: resized, cropped and normalised."""
-        return self.view.normalise(self._pixels(image)[None])[0]
+        return self.view.normalise(self.pixels(image)[None])[0]
 
     def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
         """The `top` most probable classes of each image.
@@ -68,34 +68,43 @@ class Model:
         or of floats in [0, 1], a tensor (3, height, width) likewise. The answer is a list, also for one image.
 
         Raises:
-            InputError: if an image cannot be read; says which and why.
+            InputError: if an image cannot be read, says which and why; or a number is below 1.
         """
-        predictions = []
-        for group, logits in self._run(images, self.module, batch_size):
-            for image, row in zip(group, logits.double().softmax(-1), strict=True):
-                values, indices = row.topk(min(top, len(self.classes)))
-                best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
-                name = str(image) if isinstance(image, str | Path) else None
-                predictions.append(Prediction(best[0][0], best[0][1], best, name))
-        return predictions
+        pictures = _listed(images)
+        named = (str(picture) if isinstance(picture, str | Path) else None for picture in pictures)
+        said = self.classify(map(self.pixels, pictures), top=top, batch_size=batch_size)
+        return [replace(prediction, file=name) for prediction, name in zip(said, named)]
 
     def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Float[np.ndarray, "image width"]:
         """One feature vector an image, as the head sees it; float32. `images` as in `predict`."""
-        rows = [features.float().numpy() for _, features in self._run(images, self.module.features, batch_size)]
+        pixels = map(self.pixels, _listed(images))
+        rows = [features.float().numpy() for features in self._run(pixels, batch_size, self.module.features)]
         return np.concatenate(rows) if rows else np.zeros((0, self.module.config.encoder.width), np.float32)
 
-    def _run(
-        self, images: Picture | Sequence[Picture], function: Any, batch_size: int
-    ) -> Iterator[tuple[list[Picture], Tensor]]:
-        pictures = [images] if isinstance(images, Picture) else list(images)
-        for first in range(0, len(pictures), batch_size):
-            group = pictures[first : first + batch_size]
-            pixels = torch.stack([self._pixels(picture) for picture in group]).to(self.world.device)
-            with torch.inference_mode(), self.world.autocast():
-                yield group, function(self.view.normalise(pixels)).cpu()
-
-    def _pixels(self, picture: Picture) -> Tensor:
+    def pixels(self, picture: Picture) -> UInt8[Tensor, "3 height width"]:
+        """`picture` resized and cropped, not yet normalised."""
         return self.view(to_image(picture, min_side=self.view.min_side))
+
+    def classify(
+        self, pixels: Iterable[UInt8[Tensor, "3 height width"]], *, top: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """A prediction for each of `pixels`, which are read as they are needed."""
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
+        for logits in self._run(pixels, batch_size, self.module):
+            for row in logits.double().softmax(-1):
+                values, indices = row.topk(min(top, len(self.classes)))
+                best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
+                yield Prediction(best[0][0], best[0][1], best)
+
+    def _run(self, pixels: Iterable[Tensor], batch_size: int, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        waiting = iter(pixels)
+        while group := list(itertools.islice(waiting, batch_size)):
+            images = self.view.normalise(torch.stack(group).to(self.world.device))
+            with torch.inference_mode(), self.world.autocast():
+                yield function(images).cpu()
 
     def __repr__(self) -> str:
         encoder = self.module.config.encoder
@@ -103,6 +112,10 @@ class Model:
         return (
             f"Model({shape}, {self.view.image_size} px, {len(self.classes)} classes: {', '.join(self.classes[:4])}...)"
         )
+
+
+def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+    return [images] if isinstance(images, Picture) else list(images)
 
 
 def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
@@ -121,7 +134,8 @@ def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
     if isinstance(picture, Image.Image):
         return to_rgb(ImageOps.exif_transpose(picture))
     if isinstance(picture, Tensor):
-        array = picture.detach().cpu().numpy()
+        picture = picture.detach().cpu()
+        array = (picture.float() if picture.is_floating_point() else picture).numpy()
         if array.ndim == 3:
             array = np.moveaxis(array, 0, -1)
     elif isinstance(picture, np.ndarray):
@@ -152,7 +166,7 @@ def load(
 
     `model` is a run folder, a product folder, a weights file, or a prefixed name (`timm:NAME.TAG`,
     `hub:OWNER/NAME`). `classes` names the outputs of weights that come without names. `progress` hears what is slow
-    and what had to be assumed, a sentence each.
+    and what had to be assumed, a sentence each. On a CPU, torch then computes with as many threads as cores are free.
 
     Raises:
         InputError: if there is no such model, or its tensors do not fit.

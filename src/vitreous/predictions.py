@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from vitreous.console import Console
 from vitreous.data.decode import BadImage
 from vitreous.data.folders import walk_files
 from vitreous.data.listing import IMAGE_SUFFIXES
 from vitreous.errors import InputError
 from vitreous.files import check_writable, write_bytes, write_text
-from vitreous.predict import Model, Prediction, to_image
+from vitreous.predict import Model, Prediction
 
 TABLES = (".csv", ".jsonl", ".parquet")
-BATCH = 32  # images that are in memory at a time
 
 
 def image_files(paths: Sequence[str], *, console: Console) -> Iterator[Path]:
@@ -53,20 +54,23 @@ def predict_files(
 ) -> tuple[list[Prediction], list[str]]:
     """Predictions of all readable images, and for each unreadable file one sentence with its name."""
     files = list(image_files(paths, console=console))
-    predictions, unreadable = [], []
+    readable, unreadable = [], []
     with console.task("image", len(files)) as task:
-        for first in range(0, len(files), BATCH):
-            pictures, names = [], []
-            for file in files[first : first + BATCH]:
+
+        def read() -> Iterator[Tensor]:
+            for number, file in enumerate(files, 1):
                 try:
-                    pictures.append(to_image(file, min_side=model.view.min_side))
-                    names.append(str(file))
+                    pixels = model.pixels(file)
                 except BadImage as error:
                     unreadable.append(str(error))
-            said = model.predict(pictures, top=top, batch_size=BATCH)
-            predictions += [replace(one, file=name) for one, name in zip(said, names, strict=True)]
-            task.update(min(first + BATCH, len(files)))
-    return predictions, unreadable
+                    continue
+                readable.append(str(file))
+                yield pixels
+                task.update(number)
+
+        said = list(model.classify(read(), top=top))
+        task.update(len(files))
+    return [replace(one, file=name) for one, name in zip(said, readable, strict=True)], unreadable
 
 
 def check_table(path: Path, suffixes: Sequence[str] = TABLES) -> None:
@@ -112,5 +116,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
         import pyarrow.parquet
 
         sink = io.BytesIO()
+        for row in rows:  # bytes of a name that are no Unicode become a replacement sign
+            row["file"] = row["file"] and str(row["file"]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
         write_bytes(path, sink.getvalue())

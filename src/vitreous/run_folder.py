@@ -93,7 +93,7 @@ class RunFolder:
             raise InputError(f"{self.path} is no run folder (it has no run.json); give the folder of a run") from None
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {self.record}: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        if not isinstance(record, dict) or not isinstance(record.get("config", {}), dict):
             raise InputError(f"cannot read {self.record}: it holds no config of a run")
         return record
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,9 +54,9 @@ class Run(Config):
     """Images a step."""
     steps: int = 1000
     """Optimizer steps."""
-    evaluations: int = 10
+    num_evaluations: int = 10
     """Times held-out images are measured during training; nothing is chosen by these measurements."""
-    evaluation_images: int = 2000
+    num_evaluation_images: int = 2000
     """Most held-out images measured each of these times, evenly spaced; at the end all are."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
@@ -66,14 +66,17 @@ class Run(Config):
     """Source of every random choice."""
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "steps", "evaluation_images")
-        natural = ("evaluations", "checkpoint_every_s", "num_workers", "seed")
+        positive = ("batch_size", "steps", "num_evaluation_images")
+        natural = ("num_evaluations", "checkpoint_every_s", "num_workers", "seed")
         check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
-        for name, view in (("train_view", self.train_view), ("eval_view", self.eval_view)):
-            if view.image_size % self.model.patch_size:
-                raise InputError(
-                    f"{name}.image_size {view.image_size} is no multiple of model.patch_size {self.model.patch_size}"
-                )
+        size, patch = self.train_view.image_size, self.model.patch_size
+        if size % patch:
+            raise InputError(f"train_view.image_size {size} is no multiple of model.patch_size {patch}")
+        if self.eval_view.image_size != self.model.image_size:
+            raise InputError(
+                f"eval_view.image_size {self.eval_view.image_size} is not model.image_size {self.model.image_size}; "
+                "only train_view may have another"
+            )
         if self.model.channels != 3:
             raise InputError(f"model.channels is {self.model.channels}; images have 3")
 
@@ -88,27 +91,30 @@ class Recent:
     """Sums over the steps since the last line of metrics.jsonl; kept on the device until then."""
 
     steps: int = 0
+    images: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     waited: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
-    def add(self, numbers: Mapping[str, Tensor], waited: float) -> None:
+    def add(self, numbers: Mapping[str, Tensor], waited: float, *, images: int) -> None:
         self.steps += 1
+        self.images += images
         self.waited += waited
         for name, number in numbers.items():
             self.sums[name] = self.sums.get(name, 0) + number.detach()
 
-    def means(self, batch_size: int) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
+        means = {name: float(total) / self.steps for name, total in self.sums.items()}  # waits for the device
         elapsed = max(time.monotonic() - self.started, 1e-9)
-        return {
-            **{name: float(total) / self.steps for name, total in self.sums.items()},
-            "images_per_s": self.steps * batch_size / elapsed,
-            "data_wait": self.waited / elapsed,
-        }
+        return {**means, "images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
 
 
 def build_objective(run: Run, *, num_classes: int) -> Objective:
-    """The objective at step 0: weights drawn from the run's seed, the encoder's from `run.weights` if given."""
+    """The objective at step 0: weights drawn from the run's seed, the encoder's from `run.weights` if given.
+
+    Raises:
+        InputError: if there are no such weights, or they do not fit.
+    """
     torch.manual_seed(key(run.seed, "initialise"))
     objective = run.objective.build(run.model, num_classes=num_classes)
     if run.weights is not None:
@@ -132,9 +138,10 @@ def train(
         Stopped: after a signal, or when `time_limit_s` is up; a checkpoint has been written.
         InputError: if the loss stops being a number.
     """
-    objective = build_objective(run, num_classes=len(data.classes)).to(world.device)
-    optimizer = run.optimizer.build(objective)
     checkpoints = Checkpoints(folder.checkpoints)
+    start = replace(run, weights=None) if checkpoints.saved() else run  # what they started from may be gone by now
+    objective = build_objective(start, num_classes=len(data.classes)).to(world.device)
+    optimizer = run.optimizer.build(objective)
     before = checkpoints.restore(objective, optimizer) or Restored(0, 0.0)
     folder.forget_after(before.step)
     for path in checkpoints.damaged:
@@ -165,12 +172,13 @@ def train(
             except InputError:
                 if stop.signal is None:
                     raise
-                _save(checkpoints, Restored(step, seconds()), objective, optimizer, console, must=True)
+                if step > before.step:
+                    _save(checkpoints, Restored(step, seconds()), objective, optimizer, console, must=True)
                 raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too
             waited = time.monotonic() - asked
             numbers = optimizer_step(run, objective, optimizer, batch, step=step, world=world)
             objective.after_step(progress)
-            recent.add(numbers, waited)
+            recent.add(numbers, waited, images=batch.images.shape[1])
 
             done = step + 1
             last = done == run.steps
@@ -178,14 +186,14 @@ def train(
             due = time.monotonic() - saved_at > run.checkpoint_every_s
             stopping = stop.signal is not None or (out_of_time and not last)
             if done % run.log_every == 0 or last or due or stopping:
-                line = recent.means(run.batch_size)
+                line = recent.means()
                 _check_finite(line, done=done, run=run, folder=folder)
                 rate = optimizer.param_groups[0]["lr"]
                 folder.append({"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()})
                 recent = Recent()
                 shown = _figures(line)
             paused = time.monotonic()
-            if run.evaluations and (last or done % max(run.steps // run.evaluations, 1) == 0):
+            if done * run.num_evaluations // run.steps > step * run.num_evaluations // run.steps:
                 result = _measure(objective, held_out, run, world)
                 if result is not None:
                     folder.append({"split": held_out[0], "step": done, **result, "seconds": seconds()})
@@ -227,9 +235,16 @@ def _measure(objective: Objective, held_out: tuple[str, Source], run: Run, world
     if not isinstance(objective, SupervisedObjective):
         return None
     source = held_out[1]
-    stride = -(-len(source) // run.evaluation_images)
+    stride = -(-len(source) // run.num_evaluation_images)
     chosen = source.select(list(range(0, len(source), stride)))
-    predicted = probabilities(objective.classifier, chosen, run.eval_view, world=world, batch_size=run.batch_size)
+    predicted = probabilities(
+        objective.classifier,
+        chosen,
+        run.eval_view,
+        world=world,
+        batch_size=run.batch_size,
+        num_workers=run.num_workers,
+    )
     return measure(predicted, chosen.labels)
 
 

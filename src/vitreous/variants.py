@@ -41,6 +41,9 @@ PUBLISHED = (
     *("So400m/16", "So400m/14", "H/16", "H/14", "g/14", "G/14", "e/14"),
 )
 
+TIMM_LACKS = frozenset({"S/14", "M/32", "M/16", "B/14", "So400m/16", "So400m/14", "H/16", "e/14"})
+"""Those of `PUBLISHED` for which timm has no plain model of that name."""
+
 PAPER_NAME = re.compile(r"(?:vit-)?(?P<size>[a-z0-9]+)[/-](?P<patch>\d+)(?:@(?P<image>\d+))?", re.IGNORECASE)
 TIMM_NAME = re.compile(r"vit_(?P<word>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<image>\d+)(?:\..*)?")
 SHAPE_NAME = re.compile(r"(?P<width>\d+)x(?P<depth>\d+)/(?P<patch>\d+)(?:@(?P<image>\d+))?")
@@ -89,7 +92,7 @@ def paper_name(config: ViTConfig) -> str:
 
 
 def timm_name(config: ViTConfig) -> str:
-    """timm's name of a config's size; a size timm lacks gets the name of the smallest it has."""
+    """A config's size in timm's style; a width and depth without a name gets that of the smallest."""
     letter = paper_name(config).partition("/")[0]
     word = SIZES[letter].timm if letter in SIZES else SIZES["Ti"].timm
     return f"vit_{word}_patch{config.patch_size}_{config.image_size}"

@@ -69,7 +69,7 @@ class ViTConfig(Config):
         whole = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "image_size", "channels")
         rates = ("drop_path", "dropout", "attention_dropout")
         check_ranges(self, **dict.fromkeys(whole, (1, math.inf)), **dict.fromkeys(rates, (0, BELOW_ONE)))
-        check_ranges(self, num_registers=(0, math.inf), norm_eps=(0, 1))
+        check_ranges(self, num_registers=(0, math.inf), norm_eps=(0, 1), layer_scale=(-math.inf, math.inf))
         if self.width % self.num_heads:
             raise InputError(f"num_heads {self.num_heads} does not divide width {self.width}")
         if self.image_size % self.patch_size:
@@ -219,7 +219,7 @@ class ViT(nn.Module):
         Raises:
             InputError: if a side is not a multiple of the patch size.
         """
-        features = self.stem(images)
+        features = self.stem(images).to(self.prefix.dtype)  # under autocast, tokens between blocks stay float32
         grid = features.shape[-2], features.shape[-1]
         patches = self.position.add(features.flatten(2).transpose(1, 2), grid)
         prefix = self.position.add_prefix(self.prefix).expand(images.shape[0], -1, -1)

@@ -3,7 +3,9 @@
 The content decides what a file is, never its suffix. Only the raster formats in `FORMATS` are tried.
 The size in the header is checked before a pixel is decoded. The first frame of an animation counts.
 EXIF orientation is applied, alpha is composited over white, 16-bit grey is scaled to 8 bits, CMYK,
-palette, grey and 1-bit images become RGB. Float images are refused: nothing says what white is.
+palette, grey and 1-bit images become RGB. Float and 32-bit images are refused: nothing says what white
+is. Colour profiles are not applied. A JPEG much larger than what is asked for is decoded at a fraction of
+its size, which moves the pixels that a resize then gives by up to 3 of 255.
 """
 
 import os
@@ -34,6 +36,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+NO_RANGE = "32-bit pixels have no fixed range; save it with 8 or 16 bits"
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -123,14 +126,18 @@ def _decode(file: Image.Image, min_side: int | None) -> Picture:
         )
     if min_side is not None:
         file.draft(None, (2 * min_side, 2 * min_side))  # acts on JPEG alone
+    rotated = _orientation(file) in TURNS
     file.load()
+    if kind == "TIFF" and file.mode == "I":
+        raise BadImage(NO_RANGE)
     turn = TURNS.get(_orientation(file))  # after load: Pillow turns a TIFF itself and then says so
     image = to_rgb(file)
     if turn is not None:
         image = image.transpose(turn)
         if turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8]):
             width, height = height, width
-    return Picture(image, format=kind, mode=mode, width=width, height=height, rotated=turn is not None)
+    image.info = {}  # its orientation above all: it has been followed
+    return Picture(image, format=kind, mode=mode, width=width, height=height, rotated=rotated)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -151,7 +158,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise BadImage("32-bit pixels have no fixed range; save it with 8 or 16 bits")
+            raise BadImage(NO_RANGE)
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

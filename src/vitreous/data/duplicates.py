@@ -47,23 +47,19 @@ def find_duplicates(digests: dict[str, np.ndarray], labels: dict[str, np.ndarray
 
 
 def _judge(group: list[tuple[str, int]], label: dict[tuple[str, int], int], found: Duplicates) -> None:
-    here = {split for split, _ in group}
+    here: dict[str, list[int]] = {}
+    for image in group:
+        here.setdefault(image[0], []).append(label[image])
     if len(set(label.values())) > 1:
         found.across_classes.append(group)
     if len(here) > 1:
         found.across_splits.append(group)
-    if any(
-        len({label[image] for image in group if image[0] == split}) == 1 for split in here if _times(group, split) > 1
-    ):
+    if any(len(labels) > 1 and len(set(labels)) == 1 for labels in here.values()):
         found.within.append(group)
     keeper = next(split for split in ("test", "val", "train") if split in here)
-    training = {label[image] for image in group if image[0] == "train"}
+    training = set(here.get("train", []))
     for image in group:
         if image[0] != keeper:
             found.excluded[image] = f"same image in {keeper}"
         elif image[0] == "train" and len(training) > 1:
             found.excluded[image] = "same image with another label"
-
-
-def _times(group: list[tuple[str, int]], split: str) -> int:
-    return sum(image[0] == split for image in group)

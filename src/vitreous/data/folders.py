@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitreous.data.listing import IMAGE_SUFFIXES, Listing, class_name, is_junk, natural, number, split_name
 from vitreous.data.source import FileSource
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 
 SIDE_FILES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml", ".html", ".pdf")
 
@@ -28,22 +28,22 @@ def list_folder(root: Path) -> Listing:
         others = [name for name in folders if name not in splits.values()]
         unlabelled = [name for name in others if split_name(name)]
         if unlabelled:
-            notes.append(f"{_some(unlabelled)} without class folders: images without labels are not used")
+            notes.append(f"{some(unlabelled)} without class folders: images without labels are not used")
         if strangers := [name for name in others if not split_name(name)]:
-            notes.append(f"folders beside the splits are not used: {_some(strangers)}")
+            notes.append(f"folders beside the splits are not used: {some(strangers)}")
     elif not folders or all(split_name(name) for name in folders):
         raise InputError(_no_classes(root, folders, files))
     else:
         splits = {"": ""}
     if strays := [name for name in files if not name.lower().endswith(SIDE_FILES)]:
-        notes.append(f"{len(strays)} files beside the folders are not used: {_some(strays)}")
+        notes.append(f"{len(strays)} files beside the folders are not used: {some(strays)}")
 
     names, labels, of_split = [], [], []
     for split, folder in splits.items():
         base = os.path.join(root, folder)
         inside, strays = _children(Path(base))
         if split and strays:
-            notes.append(f"{len(strays)} files beside the class folders of {folder} are not used: {_some(strays)}")
+            notes.append(f"{len(strays)} files beside the class folders of {folder} are not used: {some(strays)}")
         for name in inside:
             found = list(walk_files(base, name, notes))
             if not found:
@@ -123,7 +123,3 @@ def _no_classes(root: Path, folders: list[str], files: list[str]) -> str:
         if name.lower().endswith((".tar", ".tar.gz", ".tgz", ".csv", ".tsv", ".jsonl")):
             return f"{root} holds no class folders; give the file in it itself, such as {root / name}"
     return f"{root} holds no images; give a folder with one folder of images for each class"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,7 +12,7 @@ from vitreous.data.folders import list_folder
 from vitreous.data.listing import Listing, Splits
 from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from vitreous.data.source import Source
-from vitreous.errors import InputError, did_you_mean
+from vitreous.errors import InputError, did_you_mean, some
 
 NAMED_FOLDERS = {"cifar10": named.cifar10, "fashion-mnist": named.fashion_mnist}
 
@@ -44,7 +44,7 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
         present = set(source.labels.tolist())
         absent = [name for i, name in enumerate(source.classes) if i not in present]
         if absent:
-            splits.notes.append(f"{split} has no images of {', '.join(absent[:5])}{', ...' if absent[5:] else ''}")
+            splits.notes.append(f"{split} has no images of {some(absent)}")
     return splits
 
 

@@ -161,7 +161,7 @@ def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
             waited += POLL_S
             if "timed out" in str(error) and waited < TIMEOUT_S:
                 continue
-            if "DataLoader" not in str(error):
+            if not any(sign in str(error) for sign in ("timed out", "exited unexpectedly", "killed by signal")):
                 raise
             reason = f"no batch in {waited:.0f} s" if "timed out" in str(error) else "a worker process died"
             advice = "look at memory and disk, or try 0 workers"

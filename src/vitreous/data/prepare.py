@@ -18,7 +18,7 @@ from vitreous.data.layouts import absolute, open_data
 from vitreous.data.source import Source
 from vitreous.data.split import stratified
 from vitreous.data.survey import Survey, survey
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 
 SHOWN = 20
 COLUMNS = ("split", "file", "label", "note")
@@ -144,6 +144,8 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
         rows = _hold_out(sources["train"], rows["train"], digests["train"], config)
         sources["test"], digests["test"] = sources["train"], digests["train"]
         notes.append(f"{len(rows['test'])} images are held out as test (seed {config.split_seed})")
+    if "val" in rows and "test" in rows:
+        notes.append(f"the {len(rows['val']):,} val images are not used: what is measured is test")
     final = {split: sources[split].select(rows[split]) for split in rows}
     _check_classes(final["train"].labels, classes)
     for split, source in final.items():
@@ -192,22 +194,27 @@ def _present(**sources: Source | None) -> dict[str, Source]:
 
 
 def _survey_all(sources: dict[str, Source], progress: Callable[[int, int], None] | None) -> dict[str, Survey]:
-    total, done = sum(map(len, sources.values())), 0
+    total, before, surveys = sum(map(len, sources.values())), 0, {}
+    for split, source in sources.items():
 
-    def advance(number: int) -> None:
-        nonlocal done
-        done += number
-        if progress is not None:
-            progress(done, total)
+        def advance(done: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total)
 
-    return {split: survey(source, progress=advance) for split, source in sources.items()}
+        surveys[split] = survey(source, progress=advance)
+        before += len(source)
+    return surveys
 
 
 def _check_bad(bad: list[BadFile], num_images: int, config: DataConfig) -> None:
     if len(bad) < num_images and (config.allow_bad or len(bad) <= config.max_bad_ratio * num_images):
         return
     first = "; ".join(f"{file.name}: {file.reason}" for file in bad[:3])
-    advice = "give images" if len(bad) == num_images else "repair or remove them, or train without them by --allow-bad"
+    advice = (
+        "give images"
+        if len(bad) == num_images
+        else "repair or remove them, or go on without by --allow-bad (train: --data.allow_bad true)"
+    )
     raise BadData(
         f"{len(bad)} of {num_images} files give no image ({first}{'; ...' if bad[3:] else ''}); {advice}", bad
     )
@@ -231,16 +238,12 @@ def _hold_out(source: Source, rows: np.ndarray, digests: np.ndarray, config: Dat
 def _check_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:
     counts = np.bincount(labels, minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts) if not count]:
+        are = f"class {empty[0]} is" if len(empty) == 1 else f"classes {some(empty)} are"
         raise InputError(
-            f"{_some(empty)} left without a usable training image "
+            f"{are} left without a usable training image "
             "(unreadable, or a copy of a held-out or otherwise labelled image); "
             "add images or remove the class"
         )
-
-
-def _some(names: list[str]) -> str:
-    kind = "class" if len(names) == 1 else "classes"
-    return f"{kind} {', '.join(names[:5])}{', ...' if names[5:] else ''} {'is' if len(names) == 1 else 'are'}"
 
 
 def _counts(source: Source) -> dict[str, int]:

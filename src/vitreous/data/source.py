@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vitreous.data.decode import BadImage, Picture, decode, decode_picture, read_file
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 
 MAX_UNPACKED_BYTES = 8_000_000_000
 
@@ -80,7 +80,7 @@ class Source(ABC):
             raise InputError(
                 f"held-out images have {len(unknown)} class{'es' * (len(unknown) > 1)} "
                 "that training images do not: "
-                f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; "
+                f"{some(unknown)}; "
                 "rename the folders or labels to match, or remove them"
             )
         table = np.array([position.get(name, -1) for name in self.classes] + [-1])  # the last is for label -1

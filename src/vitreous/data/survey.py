@@ -1,7 +1,6 @@
 """A look at every image of a source: can it be read, what is it, and which other images equal it?"""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitreous.cores import cores
 from vitreous.data.decode import BadImage
 from vitreous.data.source import Source
 
@@ -40,7 +40,7 @@ class Survey:
 def survey(source: Source, *, progress: Callable[[int], None]) -> Survey:
     """Read, digest and decode every image of `source`, in threads: Pillow lets them run side by side.
 
-    `progress` gets the number of images in each finished chunk.
+    `progress` gets the number of images done so far, now and then.
     """
     found = Survey(
         np.zeros(len(source), dtype="S32"),
@@ -63,9 +63,11 @@ def survey(source: Source, *, progress: Callable[[int], None]) -> Survey:
         return stop - start
 
     looked: list[tuple[str, str, bool]] = []
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_THREADS)) as pool:
+    done = 0
+    with ThreadPoolExecutor(max_workers=min(cores(), MAX_THREADS)) as pool:
         for number in pool.map(look, range(0, len(source), CHUNK)):
-            progress(number)
+            done += number
+            progress(done)
     found.formats.update(kind for kind, _, _ in looked)
     found.modes.update(mode for _, mode, _ in looked)
     found.rotated = sum(rotated for _, _, rotated in looked)

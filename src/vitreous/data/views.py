@@ -4,6 +4,7 @@ A view returns uint8, so that little memory travels to the device; `normalise` f
 randomness comes from the generator that is passed in.
 """
 
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class View(Config):
 
     def normalise(self, images: UInt8[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
         """Pixels 0..255 as float32, scaled to [0, 1], less `mean`, over `std`."""
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
     def _resample(self) -> Image.Resampling:
@@ -57,7 +58,10 @@ class View(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalView(View):
-    """The short side resized to image_size / crop_ratio, then the centre; the same pixels as timm's."""
+    """The short side resized to image_size / crop_ratio, then the centre; of the same image, the same pixels as timm's.
+
+    A JPEG of more than twice that size comes decoded at a fraction, see `decode`.
+    """
 
     crop_ratio: float = 0.9
     """Part of the resized short side that is kept."""
@@ -100,11 +104,11 @@ class EvalView(View):
 class TrainView(View):
     """A random part of the image at full size, and the switches that suit the data."""
 
-    min_area: float = 0.08
+    min_area_ratio: float = 0.08
     """Smallest part of the image's area that a random crop keeps; 1 keeps the centre square whole."""
     flip: bool = True
     """Mirror half of the images; not for digits, text or anything else that has a left and a right."""
-    shift: float = 0.0
+    shift_ratio: float = 0.0
     """Largest shift to any side, as a fraction of image_size; edges are repeated. For small images."""
     rotate: float = 0.0
     """Largest rotation to either side, in degrees."""
@@ -115,22 +119,22 @@ class TrainView(View):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, min_area=(0.001, 1), shift=(0, 1), rotate=(0, 180), erase=(0, 1))
+        check_ranges(self, min_area_ratio=(0.001, 1), shift_ratio=(0, 1), rotate=(0, 180), erase=(0, 1))
 
     @property
     def min_side(self) -> int:
         """Enough that the smallest crop is not enlarged."""
-        return max(self.image_size, math.ceil(self.image_size / math.sqrt(self.min_area) / 2))
+        return max(self.image_size, math.ceil(self.image_size / math.sqrt(self.min_area_ratio) / 2))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of a view drawn from `rng`."""
         assert rng is not None, "a training view draws from a generator"
         size = (self.image_size, self.image_size)
-        image = image.resize(size, self._resample(), box=_crop_box(image.width, image.height, self.min_area, rng))
+        image = image.resize(size, self._resample(), box=_crop_box(image.width, image.height, self.min_area_ratio, rng))
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.shift or self.rotate:
-            image = _moved(image, rng, shift=self.shift, rotate=self.rotate)
+        if self.shift_ratio or self.rotate:
+            image = _moved(image, rng, shift_ratio=self.shift_ratio, rotate=self.rotate)
         if self.trivial_augment:
             image = _trivially_augmented(image, rng)
         pixels = _pixels(image)
@@ -139,6 +143,12 @@ class TrainView(View):
             paint = torch.tensor(self.mean).mul(255).round().to(torch.uint8)
             pixels[:, top : top + height, left : left + width] = paint[:, None, None]
         return pixels
+
+
+@functools.cache  # or every batch would wait for the device to take six numbers
+def _channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "channel 1 1"]:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
@@ -154,14 +164,14 @@ def _cut(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _crop_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random box of `min_area` to all of the area and shape 3:4 to 4:3 (arXiv:1409.4842, Sec. 6).
+def _crop_box(width: int, height: int, min_area_ratio: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random box of `min_area_ratio` to all of the area and shape 3:4 to 4:3 (arXiv:1409.4842, Sec. 6).
 
-    After ten boxes that do not fit, and for a `min_area` of 1, the largest centred square.
+    After ten boxes that do not fit, and for a `min_area_ratio` of 1, the largest centred square.
     """
-    if min_area < 1:
+    if min_area_ratio < 1:
         for _ in range(10):
-            area = width * height * rng.uniform(min_area, 1)
+            area = width * height * rng.uniform(min_area_ratio, 1)
             shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
             w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
             if 0 < w <= width and 0 < h <= height:
@@ -172,10 +182,10 @@ def _crop_box(width: int, height: int, min_area: float, rng: np.random.Generator
     return left, top, left + side, top + side
 
 
-def _moved(image: Image.Image, rng: np.random.Generator, *, shift: float, rotate: float) -> Image.Image:
+def _moved(image: Image.Image, rng: np.random.Generator, *, shift_ratio: float, rotate: float) -> Image.Image:
     """`image` moved by whole pixels and turned about its centre; what comes in repeats the edge."""
     size = image.width
-    reach = round(shift * size)
+    reach = round(shift_ratio * size)
     margin = math.ceil(size / 4) if rotate else 0  # a turned square needs (sqrt(2) - 1) / 2 of its side
     places = np.arange(-margin, size + margin)
     rows, columns = (np.clip(places - rng.integers(-reach, reach + 1), 0, size - 1) for _ in range(2))

@@ -18,7 +18,7 @@ from vitreous.data.loader import evaluation_batches
 from vitreous.data.source import Source
 from vitreous.data.views import EvalView
 from vitreous.distributed import World
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 
 
 def probabilities(
@@ -64,8 +64,7 @@ def class_positions(ours: Sequence[str], theirs: Sequence[str]) -> Int[np.ndarra
     if missing := [name for name in ours if name not in where]:
         raise InputError(
             f"the model does not know {len(missing)} of the {len(ours)} classes in the data: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; its own are "
-            f"{', '.join(theirs[:5])}{', ...' if len(theirs) > 5 else ''} (give --classes FILE to name them)"
+            f"{some(missing)}; its own are {some(theirs)} (give --classes FILE to name them)"
         )
     return np.array([where[name] for name in ours])
 
@@ -81,7 +80,8 @@ def scores(
 
     Keys: split, num_images, loss, top1 and top5 ({value, low, high}, 95 % intervals; top5 is None for five
     classes or fewer), macro_f1, ece, reliability, per_class, confusion (true rows, predicted columns).
-    Classes that neither occur nor are predicted are left out of `per_class`, `confusion` and `macro_f1`.
+    Classes that neither occur nor are predicted are left out of `per_class` and `confusion`; `macro_f1` is the mean
+    over those that occur.
     """
     best = predicted.argmax(axis=1)
     present = np.unique(np.concatenate([labels, best]))
@@ -142,7 +142,13 @@ def evaluate(
     num_workers: int = 0,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
-    """`scores` of a classifier whose outputs are `classes`, on data whose classes map to them by name."""
+    """`scores` of a classifier whose outputs are `classes`, on data whose classes map to them by name.
+
+    Also the class probabilities of every image, (image, cls).
+
+    Raises:
+        InputError: if images have no label, a class is unknown to the model, or its outputs are no numbers.
+    """
     started = time.monotonic()
     if len(source) == 0 or (source.labels < 0).any():
         raise InputError("evaluation needs labelled images, but some have no label; use folders named by class")
@@ -150,5 +156,7 @@ def evaluate(
     predicted = probabilities(
         classifier, source, view, world=world, batch_size=batch_size, num_workers=num_workers, console=console
     )
+    if not np.isfinite(predicted).all():
+        raise InputError("the model gives no numbers for some images (infinite or NaN); its weights are broken")
     figures = scores(predicted, labels, classes=classes, split=split)
     return {**figures, "seconds": time.monotonic() - started}, predicted

@@ -36,7 +36,7 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
     """
     if (run := _run_of(model)) is not None:
         record = run.read()
-        config = from_dict(record["config"]["data"]).seen_from(Path(record.get("directory", "")))
+        config = from_dict(record.get("config", {}).get("data")).seen_from(Path(record.get("directory", "")))
         if config.path == absolute(data, Path()):
             splits = reopen(config, read_text(run.split))
             split = "test" if "test" in splits else "val"
@@ -44,14 +44,7 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
             return HeldOut(split, splits[split], [])
     split, source = open_held_out(data)
     with console.task("image", len(source)) as task:
-        done = 0
-
-        def show(number: int) -> None:
-            nonlocal done
-            done += number
-            task.update(done)
-
-        found = survey(source, progress=show)
+        found = survey(source, progress=task.update)
     bad = [BadFile(source.name(i), split, reason) for i, reason in sorted(found.bad.items())]
     for file in bad[:5]:
         console.say(f"left out: {file.name}: {file.reason}")

@@ -18,7 +18,7 @@ def fine_tune() -> Run:
     return Run(
         data=DataConfig(path="photos"),
         weights="timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-        train_view=TrainView(image_size=224, min_area=0.35, flip=True),
+        train_view=TrainView(image_size=224, min_area_ratio=0.35, flip=True),
         eval_view=EvalView(image_size=224, crop_ratio=0.9),
         model=vit("Ti/16"),
         optimizer=SGD(weight_decay=0.0),

@@ -17,7 +17,7 @@ def smoke() -> Run:
     """
     return Run(
         data=DataConfig(path="digits"),
-        train_view=TrainView(image_size=16, min_area=0.6, shift=0.1, rotate=10.0, flip=False),
+        train_view=TrainView(image_size=16, min_area_ratio=0.6, shift_ratio=0.1, rotate=10.0, flip=False),
         eval_view=EvalView(image_size=16, crop_ratio=1.0),
         model=vit("64x4/4", image_size=16, position=SinCos2d()),
         optimizer=AdamW(weight_decay=0.5, betas=(0.9, 0.95)),

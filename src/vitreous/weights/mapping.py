@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitreous.classifier import Classifier, ClassifierConfig
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 from vitreous.variants import paper_name
 
 Rules = tuple[tuple[str, str], ...]
@@ -69,7 +69,7 @@ def check(given: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, model: s
         if name in given and given[name].shape != tensor.shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    faults = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+    faults = [f"{len(names)} {kind} ({some(names, most=3)})" for kind, names in kinds.items() if names]
     if faults:
         raise InputError(f"these weights do not fit {model}: {'; '.join(faults)}; choose the model they were made for")
 
@@ -77,7 +77,3 @@ def check(given: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, model: s
 def shape(tensor: Tensor) -> str:
     """`192 x 3 x 16 x 16`, or `scalar`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"
-
-
-def _first(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -4,7 +4,7 @@ import torch
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.errors import InputError
-from vitreous.position import resample
+from vitreous.position import Learned, resample
 from vitreous.variants import paper_name
 from vitreous.vit import ViTConfig
 from vitreous.weights.mapping import Tensors, check
@@ -27,6 +27,9 @@ def fit_encoder(config: ClassifierConfig, product: Product) -> Classifier:
         theirs, wanted = getattr(source.encoder, field), getattr(target.encoder, field)
         if theirs != wanted:
             raise InputError(f"these weights do not fit {name}: they were trained with {field} {theirs}, not {wanted}")
+    theirs, wanted = source.encoder.position, target.encoder.position
+    if theirs != wanted and not (isinstance(theirs, Learned) and isinstance(wanted, Learned)):
+        raise InputError(f"these weights do not fit {name}: they were trained with position {theirs}, not {wanted}")
     classifier = config.build()
     encoder = _adapted(product.classifier.encoder.state_dict(), source.encoder, target.encoder)
     check(encoder, classifier.encoder.state_dict(), model=name)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pictures import bomb, class_folders, encoded, noise, packed, write
 from vitreous import planning
+from vitreous.errors import InputError
 
 SOUND = encoded(noise(1000))
 
@@ -117,13 +118,15 @@ def test_the_users_folder_is_never_written_to(fit, tmp_path):
         ("image,label\na.png,cat\nb.png,dog\ngone.png,dog\n", "gone.png"),
         ("image,label\na.png,cat\nb.png\n", "line 3"),
         ("image,label\na.png,cat\nb.png,\n", "line 3"),
+        ("image,label\na.png,cat\nb.png,dog, black\n", "3 cells for 2 columns"),
+        ("\ufeffimage,label\na.png,cat\nb.png,caf\udce9\nc.png,dog\nd.png,dog", "d.png"),
         ("image,label,split\na.png,cat,train\nb.png,dog,train\nc.png,cow,val\n", "cow"),
         ("", "empty"),
     ],
 )
 def test_lists_with_a_gap(text, message, fit, tmp_path):
     write({name: encoded(noise(i)) for i, name in enumerate(("a.png", "b.png", "c.png"))}, tmp_path)
-    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "list.csv").write_text(text, "utf-8", "surrogateescape")
     assert message in complaint(fit(tmp_path / "list.csv"))
 
 
@@ -364,3 +367,78 @@ def test_a_real_disk_that_is_full_or_read_only(disk, message, photos, tmp_path):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "café".encode(), "cafe\u0301".encode()])
+def test_a_class_in_any_spelling_is_that_class(name, fit, vitreous, tmp_path):
+    folder = class_folders(tmp_path / "x", ("tea",), each=8)
+    class_folders(tmp_path / "y", ("coffee",), each=8, first_seed=50)
+    (tmp_path / "y" / "coffee").rename(os.fsdecode(bytes(folder) + b"/" + name))
+    assert fit(folder, "--out", tmp_path / "run").code == 0
+    assert "café" in vitreous("evaluate", tmp_path / "run", folder).out
+
+
+def test_notes_on_the_data_are_said_by_every_command(vitreous, trained, photos, tmp_path):
+    members = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in photos.rglob("*.png")}
+    path = packed(members, tmp_path / "x.tar")
+    os.truncate(path, path.stat().st_size // 1024 * 1024 - 10240)
+    words = ("--steps", "2", "--out", tmp_path / "run")
+    for answer in (vitreous("train", "smoke", "--data.path", path, *words), vitreous("evaluate", trained, path)):
+        assert "may be cut short" in answer.err or "is no whole tar" in answer.err
+
+
+def test_runs_are_kept_out_of_the_data(vitreous, photos, monkeypatch, tmp_path):
+    folder = Path(shutil.copytree(photos, tmp_path / "x"))
+    monkeypatch.chdir(folder)
+    assert "never written to" in complaint(vitreous("fit", "."))
+    assert "never written to" in complaint(vitreous("train", "smoke", "--data.path", ".", "--out", "run"))
+    assert sorted(path.name for path in folder.iterdir()) == ["sea", "sky", "wall"]
+
+
+def test_a_split_beside_classes_is_no_class(fit, tmp_path):
+    class_folders(tmp_path / "x")
+    class_folders(tmp_path / "x" / "test", first_seed=50)
+    assert "a test split test with that class in it" in complaint(fit(tmp_path / "x"))
+
+
+def test_a_disk_that_is_full_when_training_wants_to_log(vitreous, photos, tmp_path, monkeypatch):
+    from vitreous.run_folder import RunFolder
+
+    def full(*_):
+        raise InputError("cannot write metrics.jsonl: the disk is full")
+
+    monkeypatch.setattr(RunFolder, "append", full)
+    answer = vitreous("train", "smoke", "--data.path", photos, "--steps", "4", "--out", tmp_path / "run")
+    assert answer.code == 0
+    assert "warning: no measurement of step 4" in answer.err
+
+
+def test_names_with_a_carriage_return_come_back(vitreous, tmp_path):
+    folder = class_folders(tmp_path / "x", each=6)
+    write({f"cat/cr{i}\rname.png": encoded(noise(70 + i)) for i in range(9)} | {"cat/bad\r\n.png": b""}, folder)
+    words = ("--data.path", folder, "--data.allow_bad", "true", "--steps", "2", "--out", tmp_path / "run")
+    assert vitreous("train", "smoke", *words).code == 0
+    assert vitreous("evaluate", tmp_path / "run", folder).code == 0
+    assert len((tmp_path / "run" / "bad_images.txt").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", '{"config": {}, "threads": "many"}', "threads is 'many'"),
+        ("run.json", '{"config": {}, "directory": 5}', "directory is 5"),
+        ("run.json", '{"config": {}, "data": "x"}', "data is 'x'"),
+        ("run.json", "{}", "no config"),
+        ("split.csv", "a,b\n1,2\n", "split.csv of the run is damaged"),
+        ("split.csv", "", "split.csv of the run is damaged"),
+        ("evaluation.json", "{}", "lacks figures"),
+        ("evaluation.json", "[]", "lacks figures"),
+        ("model/config.json", '{"vitreous": {"format": 1, "classifier": 3, "view": 3, "classes": null}}', "no config"),
+    ],
+)
+def test_files_of_a_run_that_were_edited(file, text, message, vitreous, trained, photos, tmp_path):
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    (folder / file).write_text(text)
+    answers = [vitreous("report", folder), vitreous("evaluate", folder, photos)]
+    assert all(answer.code in (0, 2) for answer in answers)
+    assert message in "".join(answer.err for answer in answers)

@@ -74,6 +74,16 @@ def test_without_a_command_there_is_help(vitreous):
         (("doctor", "--device", "cpu"), "--device"),
         (("fit", "digits", "--device", "gpu0"), "device"),
         (("fit", "digits", "--minutes", "-1"), "--minutes"),
+        (("fit", ""), "empty"),
+        (("fit", "digits", "--val", ""), "empty"),
+        (("fit", "digits", "--weights", ""), "empty"),
+        (("fit", "digits", "--out", ""), "empty"),
+        (("train", "smoke", "--data.path="), "empty"),
+        (("predict", "", "x.png"), "empty"),
+        (("evaluate", "x", ""), "no model"),
+        (("fit", "digits", "--image-size", "4.5"), "whole number"),
+        (("fit", "digits", "--seed", "1.5"), "whole number"),
+        (("fit", "digits", "--device", "meta"), "device"),
         (("train", "smoke", "--minutes", "nan"), "--minutes"),
         (("train", "smoke", "--model.image_size", "18"), "take 16"),
         (("train", "smoke", "--train_view.image_size", "18"), "multiple of model.patch_size 4"),
@@ -400,3 +410,47 @@ main(sys.argv[1:])
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == exit_code
     assert "the same command" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("into", ["2>&1 >/dev/null | head -1", "2>/dev/full >/dev/null"])
+def test_training_goes_on_when_nobody_listens(into, photos, tmp_path):
+    words = ["-m", "vitreous", "train", "smoke", "--data.path", photos, "--steps", 30, "--out", tmp_path / "run"]
+    command = shlex.join(map(str, [sys.executable, *words]))
+    subprocess.run(["bash", "-c", f"set -o pipefail; {command} {into}"], capture_output=True, text=True, check=True)
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_a_full_disk_behind_the_output_is_no_bug():
+    command = f"{shlex.quote(sys.executable)} -m vitreous models >/dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is full" in done.stderr
+    closed = subprocess.run(f"{command[:-11]} >&-", shell=True, capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_what_cannot_be_read_is_named_in_full(trained, photos, vitreous, tmp_path):
+    for i in range(7):
+        (tmp_path / f"broken{i}.png").write_bytes(b"\x89PNG")
+    answer = vitreous("predict", trained, tmp_path)
+    assert answer.code == 2
+    assert all(f"broken{i}.png" in answer.err for i in range(7))
+
+
+def test_a_recipe_file_may_hold_configs_of_its_own(photos, vitreous, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, replace\n"
+        "from vitreous.recipes.smoke import smoke\n"
+        "from vitreous.data.prepare import DataConfig\n"
+        "from vitreous.schedule import Schedule\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Half(Schedule):\n"
+        "    def __call__(self, progress: float) -> float: return 0.5e-3\n"
+        f"def small(): return replace(smoke(), data=DataConfig(path={str(photos)!r}), steps=4, learning_rate=Half())\n"
+        "def leave(): raise SystemExit(0)\n"
+    )
+    answer = vitreous("train", f"{tmp_path / 'mine.py'}:small", "--out", tmp_path / "run")
+    assert answer.code == 0
+    assert "images are not where" not in (tmp_path / "run" / "report" / "index.html").read_text("utf-8")
+    assert vitreous("train", f"{tmp_path / 'mine.py'}:leave").code == 2

@@ -356,7 +356,7 @@ def test_a_broken_tar_is_refused(tmp_path, kind, left):
 def test_a_text_called_tar_is_refused(tmp_path):
     write({"a.tar": b"hello" * 500, "b.tar.gz": b"hello"}, tmp_path)
     assert "is no whole tar" in refusal(tmp_path / "a.tar")
-    assert "Not a gzipped file" in refusal(tmp_path / "b.tar.gz")
+    assert "is no whole tar" in refusal(tmp_path / "b.tar.gz")
 
 
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
@@ -599,3 +599,22 @@ def test_folders_are_walked_without_recursion(tmp_path):
     (deep / "1.png").write_bytes(image())
     class_folders(tmp_path, ("dog",), each=1)
     assert len(folders.list_folder(tmp_path).source) == 2
+
+
+def test_lists_that_are_no_utf_8_or_nested_are_refused(tmp_path):
+    (tmp_path / "wide.csv").write_text("image,label\na.png,cat\n", "utf-16")
+    with pytest.raises(InputError, match="is UTF-16; save it as UTF-8"):
+        open_data(str(tmp_path / "wide.csv"))
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        open_data(str(tmp_path / "deep.jsonl"))
+    (tmp_path / "half.jsonl").write_text('{"image": "\\ud800.png", "label": "\\ud800"}')
+    with pytest.raises(InputError, match="no such file"):
+        open_data(str(tmp_path / "half.jsonl"))
+
+
+def test_a_packed_tar_is_known_by_its_content(tmp_path):
+    members = {f"{name}/{i}.png": encoded(noise(i)) for i in range(2) for name in ("cat", "dog")}
+    path = packed(members, tmp_path / "x.tar.gz", mode="w:gz")
+    path.rename(tmp_path / "x.tar")
+    assert len(open_data(str(tmp_path / "x.tar")).train) == 4

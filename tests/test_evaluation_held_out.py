@@ -16,11 +16,11 @@ def test_of_several_splits_test_counts_else_val_else_all(tmp_path):
         class_folders(tmp_path / "three" / split, each=i + 1, first_seed=10 * i)
     class_folders(tmp_path / "one" / "val", each=2)
     class_folders(tmp_path / "flat", ("cat",))
-    split, source = open_held_out(str(tmp_path / "three"))
+    split, source, _ = open_held_out(str(tmp_path / "three"))
     assert (split, len(source)) == ("test", 6)
-    split, source = open_held_out(str(tmp_path / "one"))
+    split, source, _ = open_held_out(str(tmp_path / "one"))
     assert (split, len(source)) == ("val", 4)
-    split, source = open_held_out(str(tmp_path / "flat"))
+    split, source, _ = open_held_out(str(tmp_path / "flat"))
     assert (split, len(source), source.classes) == ("all", 5, ("cat",))
     assert open_held_out("digits")[0] == "all"
 

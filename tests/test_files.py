@@ -1,10 +1,12 @@
+import csv
 import errno
+import io
 import os
 
 import pytest
 
 from vitreous.errors import InputError
-from vitreous.files import write_bytes, write_text, writing
+from vitreous.files import csv_text, write_bytes, write_text, writing
 
 
 def test_what_is_written_is_there_and_nothing_beside_it(tmp_path):
@@ -72,3 +74,8 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
 def test_a_name_that_is_too_long_is_named(tmp_path):
     with pytest.raises(InputError, match="too long"):
         write_bytes(tmp_path / ("x" * 300), b"")
+
+
+def test_whatever_a_cell_holds_comes_back():
+    rows = [["a", "b"], ["x,y", 'say "so"'], ["line\nfeed", "carriage\rreturn"], ["", " "]]
+    assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == rows

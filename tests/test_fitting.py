@@ -9,8 +9,8 @@ from vitreous import planning
 from vitreous.console import Console
 from vitreous.data.prepare import DataConfig, prepare
 from vitreous.errors import InputError
-from vitreous.experiment import Finished, first_difference
-from vitreous.fitting import describe, run_name
+from vitreous.experiment import Finished, describe, first_difference
+from vitreous.fitting import run_name
 from vitreous.planning import Plan
 from vitreous.recipes.smoke import smoke
 from vitreous.run_folder import RunFolder
@@ -160,3 +160,16 @@ def test_time_must_be_some(minutes, photos):
     with pytest.raises(InputError, match="--minutes must be above 0"):
         vitreous.fit(str(photos), minutes=minutes, console=QUIET)
     assert not RunFolder(photos / "runs").exists()
+
+
+def test_places_may_be_paths(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_seconds_per_step", lambda *_: 1e9)
+    val = class_folders(tmp_path / "val", ("sea", "sky", "wall"), each=2)
+    done = vitreous.fit(photos, val=val, out=tmp_path / "run", minutes=0.01, console=QUIET)
+    assert isinstance(done, Finished)
+
+
+def test_a_script_without_a_guard_is_told_so(photos, monkeypatch):
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    with pytest.raises(InputError, match="if __name__ == '__main__'"):
+        vitreous.fit(photos, console=QUIET)

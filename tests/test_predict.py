@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 import vitreous
 from pictures import encoded, smooth
 from vitreous.console import Console
+from vitreous.data.decode import BadImage
 from vitreous.errors import InputError
 from vitreous.predict import to_image
 from vitreous.predictions import predict_files
@@ -124,3 +125,18 @@ def test_numbers_that_make_no_sense_are_refused(number, message, model):
 def test_a_tensor_may_be_of_half_precision(model):
     pixels = torch.full((3, 16, 16), 0.5)
     assert torch.equal(model.preprocess(pixels.bfloat16()), model.preprocess(pixels))
+
+
+@pytest.mark.parametrize(
+    "picture", [Image.new("RGB", (0, 3)), np.zeros((0, 4), np.uint8), torch.zeros(3, 0, 4), None, 3, [[1, 2]]]
+)
+def test_what_has_no_pixels_is_refused(picture, model):
+    with pytest.raises(InputError):
+        model.predict(picture)
+
+
+def test_an_image_that_was_opened_and_is_cut_short_is_refused(model, tmp_path):
+    data = encoded(smooth(400, 300), "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(BadImage, match="cannot be read"):
+        model.predict(image)

@@ -103,6 +103,6 @@ def test_the_pixels_of_fashion_mnist_are_those_of_the_file(shared):
     folder = shared / "data" / "fashion_mnist"
     with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    _, source = open_held_out(f"fashion-mnist:{folder}")
+    _, source, _ = open_held_out(f"fashion-mnist:{folder}")
     for i in (0, 77, 9_999):
         np.testing.assert_array_equal(np.asarray(source.image(i))[..., 0], pixels[i])

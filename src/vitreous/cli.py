@@ -1,5 +1,7 @@
 """The commands. Results go to stdout, progress to stderr; heavy imports wait inside the functions."""
 
+import errno
+import io
 import json as jsonlib
 import math
 import os
@@ -7,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,6 +20,17 @@ from vitreous.errors import InputError, did_you_mean
 from vitreous.tables import class_rows, confusion_rows, figure_rows, table
 
 EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+
+
+def _whole(kind: type, tokens: Any) -> int:
+    """An int from the command line; cyclopts would cut 4.5 to 4."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise InputError(f"{tokens[0].keyword} takes a whole number, got {tokens[0].value!r}") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
 
 app = App(
     name="vitreous",
@@ -37,11 +51,11 @@ def fit(
     val: str | None = None,
     weights: str | None = None,
     model: str | None = None,
-    image_size: int | None = None,
+    image_size: Whole | None = None,
     minutes: float | None = None,
     out: str | None = None,
     allow_bad: bool = False,
-    seed: int = 0,
+    seed: Whole = 0,
     device: str = "auto",
     dry_run: bool = False,
     json: bool = False,
@@ -133,7 +147,7 @@ def train(
     """
     from vitreous import distributed
     from vitreous.console import Console
-    from vitreous.experiment import carry_out, look, preview
+    from vitreous.experiment import carry_out, check_apart, look, preview
     from vitreous.fields import override, walk
     from vitreous.recipes.shipped import recipe as find_recipe
     from vitreous.run_folder import choose_folder
@@ -158,6 +172,7 @@ def train(
     )
     console, world = Console(), distributed.start(device=device)
     limit = None if minutes is None else minutes * 60
+    check_apart(folder, run.data)
     with folder.claimed():
         prepared = look(run.data, folder, console)
         finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
@@ -236,7 +251,7 @@ def predict(
     images: str,
     /,
     *more: str,
-    top: int = 5,
+    top: Whole = 5,
     classes: str | None = None,
     out: str | None = None,
     device: str = "auto",
@@ -282,10 +297,10 @@ def predict(
     elif predictions:
         print(table([(str(said.file), *(f"{name} {score:.1%}" for name, score in said.top)) for said in predictions]))
     if unreadable:
-        first = "; ".join(unreadable[:3])
-        raise InputError(
-            f"{len(unreadable):,} of {len(unreadable) + len(predictions):,} files are no readable image: {first}"
-        )
+        for reason in unreadable if len(unreadable) > 3 else ():
+            console.say(f"left out: {reason}")
+        total = len(unreadable) + len(predictions)
+        raise InputError(f"{len(unreadable):,} of {total:,} files are no readable image: {'; '.join(unreadable[:3])}")
     return 0
 
 
@@ -432,7 +447,8 @@ def _print_json(value: Any) -> None:
 
 def _complain(line: str) -> None:
     text = " ".join(line.split())
-    print(f"vitreous: {text.encode('utf-8', 'replace').decode()}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody listens
+        print(f"vitreous: {text.encode('utf-8', 'replace').decode()}", file=sys.stderr, flush=True)
 
 
 class Terminated(KeyboardInterrupt):
@@ -448,11 +464,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     0 done; 1 our bug; 2 input, usage or data; 75 stopped early, can be gone on with; 130 and 143 interrupted.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]; odd file names
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
+            stream.reconfigure(errors="backslashreplace")  # odd file names
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         code = _explain(error)
     finally:
@@ -464,9 +483,12 @@ def _explain(error: BaseException) -> int:
     """Say in one line what ended the command; its exit code."""
     from vitreous.stopping import Stopped
 
-    if isinstance(error, BrokenPipeError):  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        if error.errno == errno.EPIPE:  # the reader of our output has left, as `head` does
+            return 0
+        _complain("cannot write the result: the disk behind the output is full")
+        return EXIT_INPUT
     if isinstance(error, Stopped):
         from vitreous.provenance import command_line
 

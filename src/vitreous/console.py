@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 PLAIN_INTERVAL_S = 10.0
@@ -18,6 +18,12 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
 
 
+def _show(line: str, stream: TextIO) -> None:
+    """A line, if anyone still listens: a closed pipe or a full disk behind `stream` must not end the work."""
+    with suppress(OSError, ValueError):
+        print(line, file=stream, flush=True)
+
+
 class Console:
     """Where long work shows itself."""
 
@@ -27,7 +33,7 @@ class Console:
     def say(self, line: str = "") -> None:
         """One line, unless quiet."""
         if not self.quiet:
-            print(line.replace("\n", "\\n"), file=self.stream, flush=True)  # file names may hold anything
+            _show(line.replace("\n", "\\n"), self.stream)  # file names may hold anything
 
     @contextmanager
     def task(self, label: str, total: int, *, done: int = 0) -> "Iterator[Task]":
@@ -82,7 +88,7 @@ class PlainTask(Task):
             text,
             self.time_left(done) if done < self.total else "",
         ]
-        print("  ".join(part for part in parts if part), file=self.stream, flush=True)
+        _show("  ".join(part for part in parts if part), self.stream)
 
 
 class LiveTask(Task):

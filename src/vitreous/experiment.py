@@ -10,9 +10,10 @@ import numpy as np
 from vitreous import distributed
 from vitreous.budget import cost
 from vitreous.classifier import ClassifierConfig
+from vitreous.config import from_dict
 from vitreous.console import Console
 from vitreous.cores import cores
-from vitreous.data.layouts import open_data
+from vitreous.data.layouts import absolute, open_data
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, reopen
 from vitreous.distributed import World
 from vitreous.errors import InputError
@@ -22,7 +23,6 @@ from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
 from vitreous.objectives.supervised import SupervisedObjective
 from vitreous.provenance import describe_run
-from vitreous.recipes.shipped import run_from_record
 from vitreous.run_folder import RunFolder
 from vitreous.seeding import generator
 from vitreous.training import Run, train
@@ -75,12 +75,25 @@ def preview(run: Run) -> dict[str, str]:
     }
 
 
+def check_apart(folder: RunFolder, config: DataConfig) -> None:
+    """See that nothing will be written into the user's images.
+
+    Raises:
+        InputError: if the run's folder lies in a folder of images.
+    """
+    for place in (config.path, config.val):
+        data = Path(absolute(place, Path.cwd())) if place else None
+        if data is not None and data.is_dir() and folder.path.resolve().is_relative_to(data):
+            raise InputError(f"{folder.path} lies in the data {place}, which are never written to; give another --out")
+
+
 def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bool = False) -> Prepared:
     """Every file of the data, looked at; files that cannot be read are named and listed in bad_images.txt.
 
     Raises:
         InputError: if the data cannot be trained on, or too many files cannot be read.
     """
+    console.say(f"looking at {config.path}")
     try:
         with console.task("image", 0) as task:
 
@@ -94,7 +107,28 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
             _list_bad(error.bad, None if dry_run else folder, console)
         raise
     _list_bad(prepared.bad, None if dry_run else folder, console)
+    for line in describe(prepared):
+        console.say(line)
     return prepared
+
+
+def describe(prepared: Prepared) -> list[str]:
+    """What was found in the data, a line a fact."""
+    summary = prepared.summary
+    counts = {split: sum(classes.values()) for split, classes in summary["splits"].items()}
+    sizes = summary["sizes"]
+    lines = [
+        f"  {len(prepared.classes)} classes, "
+        + ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
+        + f" images, about {sizes['width']['median']:.0f} x {sizes['height']['median']:.0f} pixels"
+    ]
+    duplicates = summary["duplicates"]
+    kinds = {"within": "within a split", "across_splits": "in two splits", "across_classes": "in two classes"}
+    if found := [
+        f"{duplicates[kind]['count']:,} {words}" for kind, words in kinds.items() if duplicates[kind]["count"]
+    ]:
+        lines.append(f"  duplicates: {', '.join(found)} (which were kept: split.csv)")
+    return lines + [f"  {note}" for note in summary["notes"]]
 
 
 def _list_bad(bad: list[BadFile], folder: RunFolder | None, console: Console) -> None:
@@ -104,7 +138,8 @@ def _list_bad(bad: list[BadFile], folder: RunFolder | None, console: Console) ->
         return
     if folder is not None:
         lines = [f"{file.split}\t{file.name}\t{file.reason}" for file in bad]
-        write_text(folder.bad_images, "".join(f"{line}\n" for line in lines))
+        one_line = str.maketrans({"\n": "\\n", "\r": "\\r"})
+        write_text(folder.bad_images, "".join(f"{line.translate(one_line)}\n" for line in lines))
     where = f" (all in {folder.bad_images})" if folder else ""
     console.say(f"{len(bad):,} files cannot be read{where}:")
     for file in bad[:5]:
@@ -131,7 +166,7 @@ def carry_out(
     """
     record = begin(run, folder, prepared=prepared, world=world, details=details or {})
     if world.device.type == "cpu":  # another number of threads would sum in another order
-        world = distributed.start(device="cpu", threads=record.get("threads"))
+        world = distributed.start(device="cpu", threads=min(record.get("threads", 0), 4 * cores()) or None)
     if not folder.trained():
         console.say(
             f"training on {world.device.type} ({world.threads} of {cores()} CPU cores, "
@@ -160,7 +195,7 @@ def carry_out(
     if not folder.evaluation.exists():
         measure_run(run, folder, prepared=prepared, world=world, console=console)
     show(folder)
-    return Finished(folder, json.loads(read_text(folder.evaluation)))
+    return Finished(folder, folder.figures())
 
 
 def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, details: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +267,7 @@ def show(folder: RunFolder) -> Path:
     """Write the report of a run from what stands in its folder, and from its images if they are still there."""
     record = folder.read()
     try:
-        config = run_from_record(record, str(folder.record)).data.seen_from(Path(record.get("directory", "")))
+        config = from_dict(record.get("config", {}).get("data")).seen_from(Path(record.get("directory", "")))
         data = reopen(config, read_text(folder.split))
     except (InputError, OSError):
         data = None

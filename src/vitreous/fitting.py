@@ -2,14 +2,15 @@
 
 import math
 import multiprocessing
+import os
 from contextlib import nullcontext
 
 from vitreous import distributed
 from vitreous.console import Console
 from vitreous.data.layouts import short_name
-from vitreous.data.prepare import DataConfig, Prepared
+from vitreous.data.prepare import DataConfig
 from vitreous.errors import InputError
-from vitreous.experiment import Finished, carry_out, look
+from vitreous.experiment import Finished, carry_out, check_apart, look
 from vitreous.planning import Plan, Request, make_plan
 from vitreous.recipes.shipped import run_from_record
 from vitreous.run_folder import choose_folder
@@ -18,14 +19,14 @@ from vitreous.weights.open import open_model
 
 
 def fit(
-    data: str,
+    data: str | os.PathLike[str],
     *,
-    val: str | None = None,
-    weights: str | None = None,
+    val: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
     model: str | None = None,
     image_size: int | None = None,
     minutes: float | None = None,
-    out: str | None = None,
+    out: str | os.PathLike[str] | None = None,
     allow_bad: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -59,9 +60,9 @@ def fit(
         raise InputError("fit runs again in a reader process; in a script, call it below: if __name__ == '__main__':")
     console = console or Console()
     request = Request(
-        data=data,
-        val=val,
-        weights=weights,
+        data=os.fspath(data),
+        val=None if val is None else os.fspath(val),
+        weights=None if weights is None else os.fspath(weights),
         model=model,
         image_size=image_size,
         minutes=minutes,
@@ -75,19 +76,20 @@ def fit(
     if model is not None:
         vit(model)  # a name that is wrong is said before the images are looked at
     world = distributed.start(device=device)
-    folder = choose_folder(out, run_name(data), same=lambda record: record.get("request") == vars(request))
+    place = None if out is None else os.fspath(out)
+    folder = choose_folder(place, run_name(request.data), same=lambda record: record.get("request") == vars(request))
+    config = DataConfig(path=request.data, val=request.val, allow_bad=allow_bad, split_seed=seed)
+    check_apart(folder, config)
     with nullcontext() if dry_run else folder.claimed():
-        config = DataConfig(path=data, val=val, allow_bad=allow_bad, split_seed=seed)
         begun = folder.read() if folder.exists() else None
         if begun is not None and begun.get("request") != vars(request):
             raise InputError(f"{folder.path} holds a run of another command ({begun['command']}); choose another --out")
-        start = open_model(weights, progress=console.say) if weights and begun is None else None
+        start = None
+        if request.weights is not None and begun is None:
+            start = open_model(request.weights, progress=console.say)
         if start is not None and "assumed" in start.extra:
             console.say(f"{weights}: {start.extra['assumed']}")
-        console.say(f"looking at {data}")
         prepared = look(config, folder, console, dry_run=dry_run)
-        for line in describe(prepared):
-            console.say(line)
         if begun is not None:
             plan = Plan(run_from_record(begun, str(folder.record)), begun["plan"], 0.0)
         else:
@@ -104,22 +106,3 @@ def fit(
 def run_name(data: str) -> str:
     """What a run on `data` is called: cats for a/cats.tar, cifar10 for cifar10:PATH."""
     return short_name(data) or "run"
-
-
-def describe(prepared: Prepared) -> list[str]:
-    """What was found in the data, a line a fact."""
-    summary = prepared.summary
-    counts = {split: sum(classes.values()) for split, classes in summary["splits"].items()}
-    sizes = summary["sizes"]
-    lines = [
-        f"  {len(prepared.classes)} classes, "
-        + ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
-        + f" images, about {sizes['width']['median']:.0f} x {sizes['height']['median']:.0f} pixels"
-    ]
-    duplicates = summary["duplicates"]
-    kinds = {"within": "within a split", "across_splits": "in two splits", "across_classes": "in two classes"}
-    if found := [
-        f"{duplicates[kind]['count']:,} {words}" for kind, words in kinds.items() if duplicates[kind]["count"]
-    ]:
-        lines.append(f"  duplicates: {', '.join(found)} (which were kept: split.csv)")
-    return lines + [f"  {note}" for note in summary["notes"]]

@@ -115,7 +115,7 @@ class Model:
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
-    return [images] if isinstance(images, Picture) else list(images)
+    return list(images) if isinstance(images, Iterable) and not isinstance(images, Picture) else [images]
 
 
 def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
@@ -132,7 +132,12 @@ def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
     if isinstance(picture, bytes):
         return decode(picture, min_side=min_side)
     if isinstance(picture, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(picture))
+        if not all(picture.size):
+            raise InputError(f"an image needs pixels, got one of {picture.width} x {picture.height}")
+        try:
+            return to_rgb(ImageOps.exif_transpose(picture))
+        except OSError as error:  # opened before, read only now
+            raise BadImage(f"the image cannot be read ({error})") from None
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu()
         array = (picture.float() if picture.is_floating_point() else picture).numpy()
@@ -148,6 +153,8 @@ def to_image(picture: Picture, *, min_side: int | None = None) -> Image.Image:
         raise InputError(
             f"an image array is (height, width[, 3]) and a tensor (3, height, width), got {tuple(picture.shape)}"
         )
+    if not array.size:
+        raise InputError(f"an image needs pixels, got an array of {tuple(picture.shape)}")
     if array.dtype != np.uint8:
         if not np.issubdtype(array.dtype, np.floating) or not ((array >= 0) & (array <= 1)).all():  # also for NaN
             raise InputError(f"pixels are uint8 or floats in [0, 1], got {array.dtype} up to {array.max(initial=0)}")

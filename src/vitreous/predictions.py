@@ -1,6 +1,5 @@
 """Predictions of files and folders, and tables of them."""
 
-import csv
 import importlib.util
 import io
 import json
@@ -8,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from vitreous.data.decode import BadImage
 from vitreous.data.folders import walk_files
 from vitreous.data.listing import IMAGE_SUFFIXES
 from vitreous.errors import InputError
-from vitreous.files import check_writable, write_bytes, write_text
+from vitreous.files import check_writable, csv_text, write_bytes, write_text
 from vitreous.predict import Model, Prediction
 
 TABLES = (".csv", ".jsonl", ".parquet")
@@ -104,13 +104,9 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
         for prediction in predictions
     ]
     if path.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]) if rows else ["file"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
+        write_text(path, csv_text([list(rows[0]) if rows else ["file"], *(list(row.values()) for row in rows)]))
     elif path.suffix == ".jsonl":
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(path, "".join(_json(row) + "\n" for row in rows))
     else:
         import pyarrow
         import pyarrow.parquet
@@ -120,3 +116,9 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
             row["file"] = row["file"] and str(row["file"]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
         write_bytes(path, sink.getvalue())
+
+
+def _json(row: dict[str, Any]) -> str:
+    """`row` as JSON that is valid UTF-8: bytes of a name that are none become an escape, as Python reads it back."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(row)

@@ -17,6 +17,16 @@ from vitreous.files import read_text, write_text, writing
 
 LEFT_BY_KILLED = (".*.tmp", ".model.*.new", ".model.*.old", "checkpoints/step-*.tmp", "report/.*.tmp")
 
+FIGURES = {"split", "num_images", "top1", "top5", "macro_f1", "ece", "reliability", "per_class", "confusion"}
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("config", "data", "versions", "machine"), dict),
+    **dict.fromkeys(("command", "directory", "data_fingerprint", "started"), str),
+    **dict.fromkeys(("classes", "plan"), list),
+    **dict.fromkeys(("threads", "seed"), int),
+    "git": dict | None,
+}
+"""What stands in run.json, where it does."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -93,9 +103,26 @@ class RunFolder:
             raise InputError(f"{self.path} is no run folder (it has no run.json); give the folder of a run") from None
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {self.record}: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("config", {}), dict):
-            raise InputError(f"cannot read {self.record}: it holds no config of a run")
+        if not isinstance(record, dict):
+            raise InputError(f"cannot read {self.record}: it is no JSON object")
+        for key, kind in KINDS.items():
+            if key in record and not isinstance(record[key], kind):
+                raise InputError(f"cannot read {self.record}: {key} is {record[key]!r:.40}")
         return record
+
+    def figures(self) -> dict[str, Any]:
+        """The contents of evaluation.json.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        try:
+            figures = json.loads(read_text(self.evaluation))
+            if not (isinstance(figures, dict) and figures.keys() >= FIGURES):
+                raise ValueError("it lacks figures")
+            return figures
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.evaluation} ({error}); remove it and measure the run again") from None
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -143,9 +170,11 @@ class RunFolder:
         if self.metrics.exists():
             for line in read_text(self.metrics).splitlines():
                 try:
-                    yield json.loads(line)
+                    measurement = json.loads(line)
                 except ValueError:
                     continue
+                if isinstance(measurement, dict) and isinstance(measurement.get("step"), int):
+                    yield measurement
 
     def forget_after(self, step: int) -> None:
         """Drop measurements later than `step`, which training is about to repeat."""
@@ -186,6 +215,8 @@ def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]]
 
     Without `out`, an unfinished run whose run.json satisfies `same` is gone on with.
     """
+    if out == "":
+        raise InputError("--out is empty; give the name of a folder")
     if out is not None:
         return RunFolder(Path(out))
     for number in itertools.count(1):

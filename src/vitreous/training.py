@@ -189,14 +189,18 @@ def train(
                 line = recent.means()
                 _check_finite(line, done=done, run=run, folder=folder)
                 rate = optimizer.param_groups[0]["lr"]
-                folder.append({"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()})
+                _log(
+                    folder,
+                    {"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()},
+                    console,
+                )
                 recent = Recent()
                 shown = _figures(line)
             paused = time.monotonic()
             if done * run.num_evaluations // run.steps > step * run.num_evaluations // run.steps:
                 result = _measure(objective, held_out, run, world)
                 if result is not None:
-                    folder.append({"split": held_out[0], "step": done, **result, "seconds": seconds()})
+                    _log(folder, {"split": held_out[0], "step": done, **result, "seconds": seconds()}, console)
                     measured = f"{held_out[0]} {result['top1']:.1%}"
             if shown:
                 task.update(done, f"{shown}  {measured}".strip())
@@ -246,6 +250,14 @@ def _measure(objective: Objective, held_out: tuple[str, Source], run: Run, world
         num_workers=run.num_workers,
     )
     return measure(predicted, chosen.labels)
+
+
+def _log(folder: RunFolder, measurement: dict[str, Any], console: Console) -> None:
+    """Write a measurement; if the disk refuses, say so and go on."""
+    try:
+        folder.append(measurement)
+    except InputError as error:
+        console.say(f"warning: no measurement of step {measurement['step']:,}: {error}")
 
 
 def _save(

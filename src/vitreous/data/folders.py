@@ -34,6 +34,13 @@ def list_folder(root: Path) -> Listing:
     elif not folders or all(split_name(name) for name in folders):
         raise InputError(_no_classes(root, folders, files))
     else:
+        for split, folder in splits.items():
+            inner = _children(root / folder)[0]
+            if both := [name for name in inner if name in folders]:
+                raise InputError(
+                    f"{root} holds the class {both[0]} and a {split} split {folder} with that class in it; "
+                    "put the classes beside it into a folder train"
+                )
         splits = {"": ""}
     if strays := [name for name in files if not name.lower().endswith(SIDE_FILES)]:
         notes.append(f"{len(strays)} files beside the folders are not used: {some(strays)}")

@@ -27,6 +27,8 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
     Raises:
         InputError: if nothing usable is there; says what was found and what is needed.
     """
+    if not path_or_name or val == "":
+        raise InputError("the name of the data is empty; give a folder, a tar, a list or a known name")
     splits = _named(path_or_name) or _listing(path_or_name).as_splits()
     if val is not None:
         for name in ("val", "test"):
@@ -48,8 +50,8 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
     return splits
 
 
-def open_held_out(path_or_name: str) -> tuple[str, Source]:
-    """The images at a path, or of a known name, to measure a model on, with the name of their split.
+def open_held_out(path_or_name: str) -> tuple[str, Source, list[str]]:
+    """The images at a path, or of a known name, to measure a model on: name of their split, images, notes.
 
     Of several splits test counts, else val, else train; data in one piece are called `all`. One class is
     enough. Classes are those of the images, in natural order.
@@ -57,14 +59,16 @@ def open_held_out(path_or_name: str) -> tuple[str, Source]:
     Raises:
         InputError: if nothing usable is there; says what was found and what is needed.
     """
+    if not path_or_name:
+        raise InputError("the name of the data is empty; give a folder, a tar, a list or a known name")
     if (splits := _named(path_or_name)) is not None:
         name, source = list(splits.named().items())[-1]
-        return ("all" if name == "train" else name), source
+        return ("all" if name == "train" else name), source, splits.notes
     listing = _listing(path_or_name)
     for split in ("test", "val", "", "train"):
         if (source := listing.part(split)) is not None:
             present = [source.classes[label] for label in np.unique(source.labels)]
-            return split or "all", source.with_classes(present)
+            return split or "all", source.with_classes(present), listing.notes
     raise InputError(f"{path_or_name} holds no labelled images; give class folders with images in them")
 
 

@@ -33,6 +33,8 @@ IMAGE_SUFFIXES = (
     ".ppm",
     ".pgm",
 )
+ESCAPED = re.compile("[\udc80-\udcff]")
+"""How Python keeps bytes of a name that are no UTF-8."""
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
@@ -126,8 +128,16 @@ def natural(name: str) -> tuple:
 
 
 def class_name(folder: str) -> str:
-    """A folder's or column's text as a class: composed Unicode, since systems store accents differently."""
-    return unicodedata.normalize("NFC", folder)
+    """A folder's or column's text as a class: composed Unicode, since systems store accents differently.
+
+    Bytes that are no UTF-8 are read as Windows-1252, which old spreadsheets and archives write.
+    """
+    raw = folder.encode("utf-8", "surrogateescape" if ESCAPED.search(folder) else "replace")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", "replace")
+    return unicodedata.normalize("NFC", text)
 
 
 def is_junk(name: str) -> bool:

@@ -57,6 +57,9 @@ def list_manifest(path: Path) -> Listing:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row, columns in lower case."""
     line = 1
+    with open(path, "rb") as raw:
+        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(f"{path} is UTF-16; save it as UTF-8")
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
             if path.suffix.lower() == ".jsonl":
@@ -73,10 +76,17 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             reader = csv.reader(file, delimiter=delimiter)
             for cells in reader:
                 if any(cells):
+                    if len(cells) > len(header):
+                        raise InputError(
+                            f"{path} line {reader.line_num + 1}: {len(cells)} cells for {len(header)} columns; "
+                            "put cells that hold the separator in quotes"
+                        )
                     cells += [""] * (len(header) - len(cells))
                     yield reader.line_num + 1, {name: cell.strip() for name, cell in zip(header, cells)}
         except json.JSONDecodeError as error:
             raise InputError(f"{path} line {line}: not JSON ({error.msg})") from None
+        except RecursionError:
+            raise InputError(f"{path} line {line}: nested too deeply; write one flat object per line") from None
         except csv.Error as error:
             raise InputError(f"{path} is not well-formed ({error}); write it as UTF-8 text") from None
 
@@ -96,6 +106,10 @@ def _column(row: dict[str, str], names: tuple[str, ...], meaning: str, path: Pat
 
 def _find(path: Path, name: str) -> str | None:
     """`name` as a path from the manifest's folder that exists, or None."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half a character, as JSON can hold
+        return None
     for folder in ("", path.stem):
         for suffix in ("", *IMAGE_SUFFIXES):
             candidate = os.path.join(folder, name + suffix)

@@ -19,6 +19,7 @@ from vitreous.data.source import Source
 from vitreous.data.split import stratified
 from vitreous.data.survey import Survey, survey
 from vitreous.errors import InputError, some
+from vitreous.files import csv_text
 
 SHOWN = 20
 COLUMNS = ("split", "file", "label", "note")
@@ -100,14 +101,12 @@ class Prepared:
 
     def split_csv(self) -> str:
         """Every readable image with its split and label; `reopen` reads it back."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(COLUMNS)
+        rows: list[tuple[str, str, str, str]] = [COLUMNS]
         for split, source in _present(train=self.train, val=self.val, test=self.test).items():
             names = (source.name(i) for i in range(len(source)))
-            rows.writerows((split, name, self.classes[label], "") for name, label in zip(names, source.labels))
-        rows.writerows(("excluded", image.name, image.label, image.note) for image in self.excluded)
-        return text.getvalue()
+            rows += [(split, name, self.classes[label], "") for name, label in zip(names, source.labels)]
+        rows += [("excluded", image.name, image.label, image.note) for image in self.excluded]
+        return csv_text(rows)
 
 
 def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None = None) -> Prepared:
@@ -172,19 +171,22 @@ def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
     """The splits that `Prepared.split_csv` wrote, by name, without looking at the images again.
 
     Raises:
-        InputError: if the data are no longer where `config` says or lack a file of the list.
+        InputError: if the list is damaged, the data are no longer where `config` says or lack a file of it.
     """
     sources = open_data(config.path, val=config.val).named()
     listed: dict[str, list[str]] = {}
-    for row in csv.DictReader(io.StringIO(split_csv, newline="")):
-        listed.setdefault(row["split"], []).append(row["file"])
+    header, *rows = csv.reader(io.StringIO(split_csv, newline="")) if split_csv else [[]]
+    if tuple(header) != COLUMNS or not rows or any(len(row) != len(COLUMNS) for row in rows):
+        raise InputError("split.csv of the run is damaged; begin again with another --out")
+    for split, file, _, _ in rows:
+        listed.setdefault(split, []).append(file)
     listed.pop("excluded", None)
     found = {}
     for split, names in listed.items():
         source = sources.get(split, sources["train"])
         position = {source.name(i): i for i in range(len(source))}
         if missing := [name for name in names if name not in position]:
-            raise InputError(f"{config.path} no longer has {missing[0]} and {len(missing) - 1} more files of split.csv")
+            raise InputError(f"{config.path} no longer has {some(missing, most=1)} of split.csv")
         found[split] = source.select([position[name] for name in names])
     return found
 

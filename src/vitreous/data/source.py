@@ -219,8 +219,10 @@ class Archive:
         """
         if self._process != os.getpid():  # a forked child must not move its parent's position
             try:
-                packed = self.path.suffix.lower() in (".gz", ".tgz")
-                self._file = self._unpacked() if packed else self.path.open("rb")
+                self._file = self.path.open("rb")
+                if self._file.read(2) == b"\x1f\x8b":  # gzip, whatever the name says
+                    self._file.close()
+                    self._file = self._unpacked()
             except (OSError, EOFError, zlib.error) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise InputError(f"cannot read {self.path}: {reason}; fetch or pack it again") from None

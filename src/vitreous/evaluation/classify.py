@@ -1,7 +1,5 @@
 """How well a classifier tells the classes of a labelled set apart."""
 
-import csv
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from vitreous.data.source import Source
 from vitreous.data.views import EvalView
 from vitreous.distributed import World
 from vitreous.errors import InputError, some
+from vitreous.files import csv_text
 
 
 def probabilities(
@@ -118,16 +117,14 @@ def predictions_csv(
     parts: dict[str, tuple[Source, list[int], Float[np.ndarray, "image cls"]]], *, classes: Sequence[str]
 ) -> str:
     """One row an image: split, index in the split, file, label, prediction, and their probabilities."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "index", "file", "label", "predicted", "confidence", "label_probability"])
+    rows: list[list[object]] = [["split", "index", "file", "label", "predicted", "confidence", "label_probability"]]
     for split, (source, indices, predicted) in parts.items():
         source = source.with_classes(classes)
         for index, row in zip(indices, predicted, strict=True):
             label, best = int(source.labels[index]), int(row.argmax())
             own = f"{row[label]:.6f}"
-            writer.writerow([split, index, source.name(index), classes[label], classes[best], f"{row[best]:.6f}", own])
-    return text.getvalue()
+            rows.append([split, index, source.name(index), classes[label], classes[best], f"{row[best]:.6f}", own])
+    return csv_text(rows)
 
 
 def evaluate(

@@ -42,7 +42,9 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
             split = "test" if "test" in splits else "val"
             console.say(f"measuring on the {split} images that {run.path} held out")
             return HeldOut(split, splits[split], [])
-    split, source = open_held_out(data)
+    split, source, notes = open_held_out(data)
+    for note in notes:
+        console.say(f"{data}: {note}")
     with console.task("image", len(source)) as task:
         found = survey(source, progress=task.update)
     bad = [BadFile(source.name(i), split, reason) for i, reason in sorted(found.bad.items())]

@@ -26,7 +26,7 @@ from vitreous.console import duration
 from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
-from vitreous.files import read_text, write_bytes
+from vitreous.files import write_bytes
 from vitreous.inspection.attention import attention_maps, rollout
 from vitreous.inspection.mislabelled import Prediction, likely_mislabelled, read_predictions
 from vitreous.inspection.pictures import data_uri, heat, picture
@@ -61,7 +61,8 @@ def write_report(
     """
     folder = RunFolder(Path(run))
     record = dict.fromkeys(OPTIONAL.split()) | folder.read()
-    evaluation, predictions = _evaluation(folder), read_predictions(folder.predictions)
+    evaluation = folder.figures() if folder.evaluation.exists() else None
+    predictions = read_predictions(folder.predictions)
     held_out = [p for p in predictions if p.split != "train"]
     mistakes = sorted((p for p in held_out if p.predicted != p.label), key=lambda p: -p.confidence)
     suspects = likely_mislabelled(predictions)
@@ -94,15 +95,6 @@ def write_report(
     )
     write_bytes(folder.report, page.encode("utf-8", "replace"))  # a file name may hold bytes that are no text
     return folder.report
-
-
-def _evaluation(folder: RunFolder) -> dict[str, Any] | None:
-    try:
-        return json.loads(read_text(folder.evaluation))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder.evaluation} ({error}); remove it and measure the run again") from None
 
 
 def _model(record: dict[str, Any], classifier: Classifier | None) -> str | None:

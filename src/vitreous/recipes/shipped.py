@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import pkgutil
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -68,13 +69,14 @@ def run_from_record(record: dict, place: str) -> Run:
 def _from_file(path: Path, function: str) -> Run:
     if not path.is_file():
         raise InputError(f"no recipe file {path}; give the path of a Python file that exists")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does wrong is theirs to see
+    except (Exception, SystemExit) as error:  # whatever the user's file does wrong is theirs to see
         raise InputError(f"recipe file {path} fails: {type(error).__name__}: {error}") from error
     made = getattr(module, function, None)
     names = [name for name, value in vars(module).items() if inspect.isfunction(value)]
@@ -82,7 +84,7 @@ def _from_file(path: Path, function: str) -> Run:
         raise InputError(f"{path} has no function {function!r}{did_you_mean(function, names)}")
     try:
         run = made()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}:{function} fails: {type(error).__name__}: {error}") from error
     if not isinstance(run, Run):
         raise InputError(f"{path}:{function} must return a vitreous.training.Run, it returned {type(run).__name__}")

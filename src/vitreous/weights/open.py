@@ -22,6 +22,8 @@ def open_model(name: str, *, progress: Callable[[str], None] | None = None) -> P
     Raises:
         InputError: if there is none, or it cannot be read; says what to give.
     """
+    if not name:
+        raise InputError("the name of the model is empty; give a run, a weights file, timm:NAME.TAG or hub:OWNER/NAME")
     for prefix, owner in PREFIXES.items():
         if name.startswith(prefix):
             return load_product(hub.fetch(owner + name.removeprefix(prefix), progress=progress))

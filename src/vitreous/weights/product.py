@@ -101,12 +101,15 @@ def load_product(folder: Path, *, weights: str = WEIGHTS) -> Product:
 def _ours(saved: dict[str, Any], tensors: Tensors) -> Product:
     if saved["format"] > FORMAT:
         raise InputError(f"written by a newer vitreous (format {saved['format']}, this one reads {FORMAT}); update it")
-    config: ClassifierConfig = from_dict(saved["classifier"])
+    config, view, classes = from_dict(saved["classifier"]), from_dict(saved["view"]), saved["classes"]
+    if not (isinstance(config, ClassifierConfig) and isinstance(view, EvalView)):
+        raise InputError(f"{CONFIG} names no classifier and view; fetch or write it again")
+    if classes is not None and not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{CONFIG} has names of classes that are no text; fetch or write it again")
     if "patch_embed.proj.weight" in tensors:
         tensors = timm.from_timm(tensors, config=config)
     extra = {name: value for name, value in saved.items() if name not in OURS}
-    classes = None if saved["classes"] is None else tuple(saved["classes"])
-    return Product(instantiate(config, tensors), from_dict(saved["view"]), classes, extra)
+    return Product(instantiate(config, tensors), view, None if classes is None else tuple(classes), extra)
 
 
 def _timms(document: dict[str, Any], tensors: Tensors) -> Product:

@@ -1,9 +1,12 @@
 """Fixtures that every test may use."""
 
+import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,3 +77,28 @@ def trained(photos, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     fit(str(photos), model="32x2/4", minutes=0.1, out=str(folder), console=Console(quiet=True))
     return folder
+
+
+@pytest.fixture
+def forbid(monkeypatch) -> Iterator[Callable[[Path], None]]:
+    """Takes away the permission to read a file or folder; from root, whom no mode stops, by refusing that path."""
+    modes: dict[Path, int] = {}
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(path, *arguments, **options):
+            if isinstance(path, str | os.PathLike) and Path(path) in modes:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *arguments, **options)
+
+        return guarded
+
+    def deny(path: Path) -> None:
+        modes[path] = path.stat().st_mode
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            monkeypatch.setattr(os, "open", refusing(os.open))
+            monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+
+    yield deny
+    for path, mode in modes.items():
+        path.chmod(mode)

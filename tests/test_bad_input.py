@@ -221,10 +221,9 @@ def test_odd_images_are_images(fit, vitreous, tmp_path):
         assert vitreous("predict", tmp_path / "run", tmp_path / "x" / "odd", "--out", tmp_path / name).code == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read(fit, tmp_path):
+def test_a_file_that_may_not_be_read(fit, forbid, tmp_path):
     many(tmp_path / "x", **{"secret.png": SOUND})
-    (tmp_path / "x" / "cat" / "secret.png").chmod(0)
+    forbid(tmp_path / "x" / "cat" / "secret.png")
     answer = fit(tmp_path / "x")
     assert answer.code == 0
     assert "secret.png: no permission" in answer.err

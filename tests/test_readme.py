@@ -31,7 +31,7 @@ def test_what_a_page_shows_can_be_typed(page, vitreous, photos, trained, monkeyp
             answer = vitreous(*words)
             assert answer.code == 0, answer.err
     for text in blocks(page, "python"):
-        exec(compile(text, str(page), "exec"), {})
+        exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
 
 
 def test_links_lead_somewhere():

@@ -51,7 +51,13 @@ def test_every_command_has_its_line_in_the_readme(vitreous):
 @pytest.mark.parametrize(("target", "command"), [("demo", "vitreous demo"), ("test", "python -m pytest")])
 def test_make_leads_to_the_command(target, command):
     assert target in re.findall(r"^make (\w+)", PAGES[0].read_text("utf-8"), re.MULTILINE)
-    done = subprocess.run(["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", target],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.rstrip().endswith(command)
 
 

@@ -58,7 +58,7 @@ def test_make_leads_to_the_command(target, command):
         text=True,
         check=True,
     )
-    assert done.stdout.rstrip().endswith(command)
+    assert command in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

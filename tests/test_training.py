@@ -21,7 +21,7 @@ from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import SGD, AdamW
 from vitreous.position import RoPE2d, SinCos2d
 from vitreous.run_folder import RunFolder
-from vitreous.schedule import Constant, Cosine
+from vitreous.schedule import Constant, Cosine, Schedule
 from vitreous.stopping import Stopped
 from vitreous.training import Run, build_objective, train
 from vitreous.variants import vit
@@ -289,3 +289,13 @@ def test_weights_that_are_gone_are_not_missed_when_going_on(tmp_path, trained):
         carried_out(run, tmp_path / "run", time_limit_s=0.0)
     shutil.rmtree(moved)
     carried_out(run, tmp_path / "run")
+
+
+def test_a_schedule_of_ones_own_that_is_too_steep_is_answered_too(tmp_path):
+    class Steep(Schedule):
+        def __call__(self, progress: float) -> float:
+            return 1e30
+
+    wild = tiny(learning_rate=Steep(), optimizer=AdamW(clip_norm=None))
+    with pytest.raises(InputError, match=r"no longer a number near step \d+: the learning rate, 1e\+30, is too high"):
+        carried_out(wild, tmp_path)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from vitreous.objectives.base import Objective, ObjectiveConfig
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import AdamW, OptimizerConfig
 from vitreous.run_folder import RunFolder
-from vitreous.schedule import Constant, Cosine, Schedule
+from vitreous.schedule import Cosine, Schedule
 from vitreous.seeding import key
 from vitreous.stopping import EXIT_OUT_OF_TIME, Stopped, StopRequest
 from vitreous.vit import ViTConfig
@@ -189,11 +190,8 @@ def train(
                 line = recent.means()
                 _check_finite(line, done=done, run=run, folder=folder)
                 rate = optimizer.param_groups[0]["lr"]
-                _log(
-                    folder,
-                    {"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()},
-                    console,
-                )
+                row = {"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()}
+                _log(folder, row, console)
                 recent = Recent()
                 shown = _figures(line)
             paused = time.monotonic()
@@ -252,12 +250,19 @@ def _measure(objective: Objective, held_out: tuple[str, Source], run: Run, world
     return measure(predicted, chosen.labels)
 
 
-def _log(folder: RunFolder, measurement: dict[str, Any], console: Console) -> None:
-    """Write a measurement; if the disk refuses, say so and go on."""
+@contextmanager
+def _going_on_without(what: str, console: Console) -> Iterator[None]:
+    """If the disk refuses, say so and go on training."""
     try:
-        folder.append(measurement)
+        yield
     except InputError as error:
-        console.say(f"warning: no measurement of step {measurement['step']:,}: {error}")
+        console.say(f"warning: no {what}: {error}")
+
+
+def _log(folder: RunFolder, measurement: dict[str, Any], console: Console) -> None:
+    """Write a measurement, if the disk takes it."""
+    with _going_on_without(f"measurement of step {measurement['step']:,}", console):
+        folder.append(measurement)
 
 
 def _save(
@@ -269,22 +274,18 @@ def _save(
     *,
     must: bool,
 ) -> None:
-    """Write a checkpoint; if the disk refuses and training can go on, say so and go on."""
-    try:
+    """Write a checkpoint; unless it must be, only if the disk takes it."""
+    with nullcontext() if must else _going_on_without(f"checkpoint at step {state.step:,}", console):
         checkpoints.save(state, objective, optimizer)
-    except InputError as error:
-        if must:
-            raise
-        console.say(f"warning: no checkpoint at step {state.step:,}: {error}")
 
 
 def _check_finite(line: dict[str, float], *, done: int, run: Run, folder: RunFolder) -> None:
     if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-        rate = "value" if isinstance(run.learning_rate, Constant) else "peak"
-        now = getattr(run.learning_rate, rate)
+        name = next((name for name in ("peak", "value") if hasattr(run.learning_rate, name)), None)
+        now = getattr(run.learning_rate, name) if name else run.learning_rate(done / run.steps)
+        lower = f"try: vitreous train {folder.record} --learning_rate.{name} {now / 3:.2g}" if name else "lower it"
         raise InputError(
-            f"the loss is no longer a number near step {done:,}: the learning rate, {now:g}, is too high; "
-            f"try: vitreous train {folder.record} --learning_rate.{rate} {now / 3:.2g}"
+            f"the loss is no longer a number near step {done:,}: the learning rate, {now:g}, is too high; {lower}"
         )
 
 

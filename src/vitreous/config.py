@@ -97,7 +97,7 @@ def check_ranges(config: Config, **ranges: tuple[float, float]) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not (least <= number <= most and math.isfinite(number)):
                 above = {math.inf: f"be {least:g} or more", BELOW_ONE: f"be {least:g} or more and less than 1"}
-                wanted = above.get(most, f"lie between {least:g} and {most:g}")
+                wanted = "be finite" if least == -math.inf else above.get(most, f"lie between {least:g} and {most:g}")
                 raise InputError(f"{name} is {number}; it must {wanted}")
 
 

@@ -1,13 +1,10 @@
 """The first thing a newcomer runs: handwritten digits, from nothing to a report, in about two minutes."""
 
-from pathlib import Path
-
 from vitreous.console import Console
+from vitreous.evaluation.held_out import held_out_images
 from vitreous.experiment import Finished
-from vitreous.files import read_text
 from vitreous.fitting import fit
 from vitreous.predict import Prediction, load
-from vitreous.run_folder import RunFolder
 
 SHADES = " .:-=+*#%@"
 
@@ -19,9 +16,7 @@ def demo(*, out: str, minutes: float, console: Console) -> tuple[Finished, list[
     """
     finished = fit("digits", minutes=minutes, out=out, console=console)
     assert isinstance(finished, Finished)
-    from vitreous.data.prepare import DataConfig, reopen
-
-    held_out = reopen(DataConfig(path="digits"), read_text(RunFolder(Path(out)).split))["test"]
+    held_out = held_out_images("digits", model=out, console=Console(quiet=True)).source
     model = load(out)
     shown = []
     for i in range(5):

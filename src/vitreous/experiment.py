@@ -10,7 +10,6 @@ import numpy as np
 from vitreous import distributed
 from vitreous.budget import cost
 from vitreous.classifier import ClassifierConfig
-from vitreous.config import from_dict
 from vitreous.console import Console
 from vitreous.cores import cores
 from vitreous.data.layouts import absolute, open_data
@@ -102,9 +101,8 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
                 task.update(done)
 
             prepared = prepare(config, progress=show)
-    except InputError as error:
-        if isinstance(error, BadData):
-            _list_bad(error.bad, None if dry_run else folder, console)
+    except BadData as error:
+        _list_bad(error.bad, None if dry_run else folder, console)
         raise
     _list_bad(prepared.bad, None if dry_run else folder, console)
     for line in describe(prepared):
@@ -267,8 +265,7 @@ def show(folder: RunFolder) -> Path:
     """Write the report of a run from what stands in its folder, and from its images if they are still there."""
     record = folder.read()
     try:
-        config = from_dict(record.get("config", {}).get("data")).seen_from(Path(record.get("directory", "")))
-        data = reopen(config, read_text(folder.split))
+        data = reopen(DataConfig.of_run(record), read_text(folder.split))
     except (InputError, OSError):
         data = None
     product = open_model(str(folder.path)) if folder.trained() else None

@@ -41,8 +41,8 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        mlp_dim = self.dropout(F.gelu(self.up(x), approximate=self.approximate))
-        return self.dropout(self.down(mlp_dim))
+        hidden = self.dropout(F.gelu(self.up(x), approximate=self.approximate))
+        return self.dropout(self.down(hidden))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,5 +64,5 @@ class GatedMLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        mlp_dim = self.dropout(F.silu(self.gate(x)) * self.up(x))
-        return self.dropout(self.down(mlp_dim))
+        hidden = self.dropout(F.silu(self.gate(x)) * self.up(x))
+        return self.dropout(self.down(hidden))

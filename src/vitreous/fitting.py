@@ -87,8 +87,6 @@ def fit(
         start = None
         if request.weights is not None and begun is None:
             start = open_model(request.weights, progress=console.say)
-        if start is not None and "assumed" in start.extra:
-            console.say(f"{weights}: {start.extra['assumed']}")
         prepared = look(config, folder, console, dry_run=dry_run)
         if begun is not None:
             plan = Plan(run_from_record(begun, str(folder.record)), begun["plan"], 0.0)

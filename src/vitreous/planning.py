@@ -16,7 +16,7 @@ from vitreous.recipes.from_scratch import from_scratch
 from vitreous.schedule import Cosine
 from vitreous.training import Run, build_objective, optimizer_step
 from vitreous.variants import paper_name, vit
-from vitreous.vit import ViTConfig
+from vitreous.vit import ViTConfig, divisible_size
 from vitreous.weights.product import Product
 
 DEFAULT_MINUTES = 10.0
@@ -126,7 +126,7 @@ def _fine_tuning(request: Request, product: Product) -> Run:
     base = fine_tune()
     return replace(
         base,
-        model=replace(encoder, image_size=_multiple(size, encoder.patch_size, request)),
+        model=replace(encoder, image_size=_multiple(size, encoder.patch_size)),
         weights=request.weights,
         objective=replace(base.objective, pooling=product.classifier.config.pooling),
         eval_view=replace(product.view, image_size=size),
@@ -186,24 +186,20 @@ def _shape(request: Request, *, short: int, images: int, gpu: bool) -> ViTConfig
     """The encoder as asked, or small, with fixed sine-cosine positions (they learn faster, arXiv:2205.01580)."""
     if request.model is not None:
         asked = vit(request.model)
-        default = (
-            asked.image_size
-            if short > SMALL or "@" in request.model
-            else max(round(short / asked.patch_size), 1) * asked.patch_size
-        )
-        return replace(asked, image_size=_multiple(request.image_size or default, asked.patch_size, request))
+        own_size = short <= SMALL and "@" not in request.model
+        default = divisible_size(short, asked.patch_size) if own_size else asked.image_size
+        return replace(asked, image_size=_multiple(request.image_size or default, asked.patch_size))
     natural = 2 * short if short <= 12 else short if short <= SMALL else 224 if gpu else 128
     size = request.image_size or natural
     patch = next((p for p in (16, 8, 7, 4, 2) if size >= p * (7 if gpu else 4)), 1)
     if request.image_size is None:
-        size = max(round(size / patch), 1) * patch
+        size = divisible_size(size, patch)
     encoder = "192x12" if gpu else "64x4" if images < 5_000 and size <= SMALL else "96x4" if size <= SMALL else "128x6"
-    return vit(f"{encoder}/{patch}", image_size=_multiple(size, patch, request), position=SinCos2d())
+    return vit(f"{encoder}/{patch}", image_size=_multiple(size, patch), position=SinCos2d())
 
 
-def _multiple(size: int, patch: int, request: Request) -> int:
-    if size % patch or size < patch:
-        nearest = max(round(size / patch), 1) * patch
+def _multiple(size: int, patch: int) -> int:
+    if size != (nearest := divisible_size(size, patch)):
         raise InputError(f"--image-size {size} does not divide into patches of {patch}; take {nearest}")
     return size
 

@@ -181,6 +181,4 @@ def load(
     product = open_model(str(model), progress=progress)
     if product.extra.get("headless"):
         raise InputError(f"{model} is an encoder without a head, so it names no classes; train one: fit --weights")
-    if progress is not None and "assumed" in product.extra:
-        progress(f"{model}: {product.extra['assumed']}")
     return Model(product.classifier, view=product.view, classes=classes or product.classes, device=device)

@@ -26,6 +26,11 @@ from vitreous.position import Grid, Learned, Position, coordinates
 from vitreous.stem import Patchify, Stem
 
 
+def divisible_size(size: float, patch_size: int) -> int:
+    """The image size nearest to `size` that divides into patches, both in pixels; at least one patch."""
+    return max(round(size / patch_size), 1) * patch_size
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(Config):
     """The shape of a ViT. Defaults are ViT-B/16 of the paper's Table 1."""
@@ -75,7 +80,7 @@ class ViTConfig(Config):
         if self.image_size % self.patch_size:
             raise InputError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
-                f"take {max(round(self.image_size / self.patch_size), 1) * self.patch_size}"
+                f"take {divisible_size(self.image_size, self.patch_size)}"
             )
 
     def build(self) -> "ViT":

@@ -27,8 +27,6 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
     Raises:
         InputError: if nothing usable is there; says what was found and what is needed.
     """
-    if not path_or_name or val == "":
-        raise InputError("the name of the data is empty; give a folder, a tar, a list or a known name")
     splits = _named(path_or_name) or _listing(path_or_name).as_splits()
     if val is not None:
         for name in ("val", "test"):
@@ -59,8 +57,6 @@ def open_held_out(path_or_name: str) -> tuple[str, Source, list[str]]:
     Raises:
         InputError: if nothing usable is there; says what was found and what is needed.
     """
-    if not path_or_name:
-        raise InputError("the name of the data is empty; give a folder, a tar, a list or a known name")
     if (splits := _named(path_or_name)) is not None:
         name, source = list(splits.named().items())[-1]
         return ("all" if name == "train" else name), source, splits.notes
@@ -96,6 +92,8 @@ def _is_digits(text: str) -> bool:
 
 def _named(text: str) -> Splits | None:
     """The data set of that name, or None if `text` is a path."""
+    if not text:
+        raise InputError("the name of the data is empty; give a folder, a tar, a list or a known name")
     name, colon, folder = text.partition(":")
     if _is_digits(text):
         return named.digits()

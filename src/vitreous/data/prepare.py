@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.config import BELOW_ONE, Config, check_ranges
+from vitreous.config import BELOW_ONE, Config, check_ranges, from_dict
 from vitreous.data.duplicates import Duplicates, find_duplicates
 from vitreous.data.layouts import absolute, open_data
 from vitreous.data.source import Source
@@ -45,9 +45,17 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1))
 
-    def seen_from(self, folder: Path) -> "DataConfig":
-        """The same data for a process whose working folder is not `folder`, where relative paths count from."""
-        return replace(self, path=absolute(self.path, folder), val=self.val and absolute(self.val, folder))
+    @classmethod
+    def of_run(cls, record: dict[str, Any]) -> "DataConfig":
+        """The data of the run that `record` (a run.json) describes, for a process in any folder.
+
+        Raises:
+            InputError: if it describes none.
+        """
+        data, folder = from_dict(record.get("config", {}).get("data")), Path(record.get("directory", ""))
+        if not isinstance(data, cls):
+            raise InputError("run.json names no data; begin again with another --out")
+        return replace(data, path=absolute(data.path, folder), val=data.val and absolute(data.val, folder))
 
 
 @dataclass(frozen=True)

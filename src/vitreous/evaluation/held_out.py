@@ -4,10 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitreous.config import from_dict
 from vitreous.console import Console
 from vitreous.data.layouts import absolute, open_held_out
-from vitreous.data.prepare import BadFile, reopen
+from vitreous.data.prepare import BadFile, DataConfig, reopen
 from vitreous.data.source import Source
 from vitreous.data.survey import survey
 from vitreous.errors import InputError
@@ -35,8 +34,7 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
         InputError: if no image is labelled and readable.
     """
     if (run := _run_of(model)) is not None:
-        record = run.read()
-        config = from_dict(record.get("config", {}).get("data")).seen_from(Path(record.get("directory", "")))
+        config = DataConfig.of_run(run.read())
         if config.path == absolute(data, Path()):
             splits = reopen(config, read_text(run.split))
             split = "test" if "test" in splits else "val"

@@ -17,13 +17,20 @@ def open_model(name: str, *, progress: Callable[[str], None] | None = None) -> P
     """The trained model that `name` means, on the CPU, in float32 and evaluation mode.
 
     `name` is a run folder, a product folder, a weights file, "timm:NAME.TAG" or "hub:OWNER/NAME". `progress`
-    hears one sentence before anything slow.
+    hears one sentence before anything slow, and one on what had to be assumed.
 
     Raises:
         InputError: if there is none, or it cannot be read; says what to give.
     """
     if not name:
         raise InputError("the name of the model is empty; give a run, a weights file, timm:NAME.TAG or hub:OWNER/NAME")
+    product = _opened(name, progress)
+    if progress is not None and "assumed" in product.extra:
+        progress(f"{name}: {product.extra['assumed']}")
+    return product
+
+
+def _opened(name: str, progress: Callable[[str], None] | None) -> Product:
     for prefix, owner in PREFIXES.items():
         if name.startswith(prefix):
             return load_product(hub.fetch(owner + name.removeprefix(prefix), progress=progress))

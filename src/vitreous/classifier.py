@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vitreous.config import Config
 from vitreous.head import Head, LinearHead
 from vitreous.pooling import ClassToken, Pooling
+from vitreous.tokens import Encoder
 from vitreous.vit import ViTConfig
 
 
@@ -15,8 +16,8 @@ from vitreous.vit import ViTConfig
 class ClassifierConfig(Config):
     """The parts of a classifier."""
 
-    encoder: ViTConfig = ViTConfig()
-    """The Vision Transformer."""
+    encoder: Encoder = ViTConfig()
+    """The Vision Transformer, or the ResNet it is compared to."""
     pooling: Pooling = ClassToken()
     """From tokens to one vector."""
     head: Head = LinearHead()
@@ -37,9 +38,9 @@ class Classifier(nn.Module):
         self.config = config
         self.encoder = config.encoder.build()
         self.pooling = config.pooling.build(config.encoder)
-        self.head = config.head.build(config.encoder.width, config.num_classes)
+        self.head = config.head.build(config.pooling.features(config.encoder), config.num_classes)
 
-    def features(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch width"]:
+    def features(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch features"]:
         """One vector an image: what the head sees, and what embeddings are."""
         return self.pooling(self.encoder(images))
 

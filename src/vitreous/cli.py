@@ -339,12 +339,12 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
     """
     from vitreous.budget import cost
     from vitreous.classifier import ClassifierConfig
-    from vitreous.variants import PUBLISHED, TIMM_LACKS, timm_name, vit
+    from vitreous.variants import PUBLISHED, encoder, timm_name
 
     rows = []
     for name in PUBLISHED:
-        config = vit(name)
-        other = "" if name in TIMM_LACKS else timm_name(config)
+        config = encoder(name)
+        other = timm_name(config) or ""
         if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
             rows.append((name, other, cost(ClassifierConfig(encoder=config))))
     if not rows:

@@ -25,7 +25,7 @@ from vitreous.provenance import describe_run
 from vitreous.run_folder import RunFolder
 from vitreous.seeding import generator
 from vitreous.training import Run, train
-from vitreous.variants import paper_name
+from vitreous.variants import title
 from vitreous.weights.open import open_model
 from vitreous.weights.product import Product, save_product
 
@@ -69,7 +69,7 @@ def preview(run: Run) -> dict[str, str]:
     passes = run.steps * batch_size / len(splits["train"])
     return {
         "data": f"{run.data.path}: {counts} images of {len(classes)} classes",
-        "model": f"ViT {paper_name(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",
+        "model": f"{title(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",
         "length": f"{run.steps:,} steps of {batch_size} images, {passes:,.1f} passes over the data",
     }
 

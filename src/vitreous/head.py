@@ -36,6 +36,34 @@ class LinearHead(Head):
         return ZeroLinear(self, width, num_classes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistilledHead(Head):
+    """One linear layer for the class token, one for the distillation token, their scores averaged (DeiT, Sec. 4)."""
+
+    def build(self, width: int, num_classes: int) -> nn.Module:
+        return TwoLinear(width, num_classes)
+
+
+class TwoLinear(nn.Module):
+    """Two linear layers that start at zero, each for one half of the features."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width // 2, num_classes)
+        self.distillation = nn.Linear(width // 2, num_classes)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Zero scores."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch num_classes"]:
+        class_token, distillation = features.chunk(2, dim=-1)
+        return (self.linear(class_token) + self.distillation(distillation)) / 2
+
+
 class ZeroLinear(nn.Module):
     """A linear layer that starts at zero."""
 

@@ -10,12 +10,15 @@ from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.views import TrainView
 from vitreous.distributed import World
 from vitreous.errors import InputError
+from vitreous.pooling import ClassToken, Mean, Pooling
 from vitreous.position import SinCos2d
 from vitreous.recipes.fine_tune import fine_tune
 from vitreous.recipes.from_scratch import from_scratch
 from vitreous.schedule import Cosine
+from vitreous.tokens import Encoder
 from vitreous.training import Run, build_objective, optimizer_step
-from vitreous.variants import paper_name, vit
+from vitreous.variants import encoder as named_encoder
+from vitreous.variants import title, vit
 from vitreous.vit import ViTConfig, divisible_size
 from vitreous.weights.product import Product
 
@@ -79,8 +82,8 @@ def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start
     peak = getattr(run.learning_rate, "peak", 0.0)
     spare = " (the others are busy or not for us)" if world.threads < cores() else ""
     reasons = [
-        f"  model    ViT {paper_name(run.model)}, {origin}",
-        f"  images   {run.model.image_size} pixels, {run.model.grid[0]} x {run.model.grid[1]} patches; "
+        f"  model    {title(run.model)}, {origin}",
+        f"  images   {run.model.pixels}, {run.model.grid[0]} x {run.model.grid[1]} patches; "
         + (", ".join(_alterations(run.train_view)) or "as they are"),
         f"  recipe   {type(run.optimizer).__name__}, peak rate {peak:.2g}, decay {run.optimizer.weight_decay:g}, "
         f"batch {run.batch_size}",
@@ -116,17 +119,14 @@ def _fine_tuning(request: Request, product: Product) -> Run:
     encoder = product.classifier.config.encoder
     size = request.image_size or product.view.image_size
     if request.model is not None:
-        asked = vit(request.model)
+        asked = named_encoder(request.model)
         size = request.image_size or (asked.image_size if "@" in request.model else size)
-        shape = (asked.width, asked.depth, asked.patch_size)
-        if shape != (encoder.width, encoder.depth, encoder.patch_size):
-            raise InputError(
-                f"{request.weights} holds a ViT {paper_name(encoder)}, not {request.model}; leave --model out"
-            )
+        if title(asked) != title(encoder):
+            raise InputError(f"{request.weights} holds a {title(encoder)}, not {request.model}; leave --model out")
     base = fine_tune()
     return replace(
         base,
-        model=replace(encoder, image_size=_multiple(size, encoder.patch_size)),
+        model=_of_size(encoder, size),
         weights=request.weights,
         objective=replace(base.objective, pooling=product.classifier.config.pooling),
         eval_view=replace(product.view, image_size=size),
@@ -145,12 +145,13 @@ def _from_scratch(prepared: Prepared, request: Request, world: World) -> Run:
     sizes, gpu = prepared.summary["sizes"], world.device.type != "cpu"
     short = round(min(sizes["width"]["median"], sizes["height"]["median"]))
     model = _shape(request, short=short, images=len(prepared.train), gpu=gpu)
-    size, small = model.image_size, model.image_size <= SMALL
+    size, small = model.image_size, max(model.image_shape) <= SMALL
     base = from_scratch()
     return replace(
         base,
         model=model,
-        learning_rate=Cosine(peak=0.2 / model.width),  # 3e-3 at 64 and 2e-3 at 96 did well, 2.5 times that worse
+        objective=replace(base.objective, pooling=_pooling(model)),
+        learning_rate=Cosine(peak=_peak(model)),  # 3e-3 at 64 and 2e-3 at 96 did well, 2.5 times that worse
         batch_size=256 if gpu else base.batch_size,
         train_view=replace(
             base.train_view,
@@ -166,7 +167,7 @@ def _from_scratch(prepared: Prepared, request: Request, world: World) -> Run:
 def _against_learning_by_heart(run: Run) -> Run:
     """`run` for images that are seen many times: stronger alterations and weight decay."""
     view = run.train_view
-    small = view.image_size <= SMALL
+    small = max(view.shape) <= SMALL
     altered = replace(
         view,
         min_area_ratio=0.6 if small else 0.25,
@@ -182,26 +183,40 @@ def _grey(prepared: Prepared) -> bool:
     return set(prepared.summary["modes"]) <= {"1", "L", "I;16", "I"}
 
 
-def _shape(request: Request, *, short: int, images: int, gpu: bool) -> ViTConfig:
+def _shape(request: Request, *, short: int, images: int, gpu: bool) -> Encoder:
     """The encoder as asked, or small, with fixed sine-cosine positions (they learn faster, arXiv:2205.01580)."""
     if request.model is not None:
-        asked = vit(request.model)
+        asked = named_encoder(request.model)
         own_size = short <= SMALL and "@" not in request.model
-        default = divisible_size(short, asked.patch_size) if own_size else asked.image_size
-        return replace(asked, image_size=_multiple(request.image_size or default, asked.patch_size))
+        return _of_size(
+            asked, request.image_size or (divisible_size(short, asked.stride) if own_size else asked.image_size)
+        )
     natural = 2 * short if short <= 12 else short if short <= SMALL else 224 if gpu else 128
     size = request.image_size or natural
     patch = next((p for p in (16, 8, 7, 4, 2) if size >= p * (7 if gpu else 4)), 1)
     if request.image_size is None:
         size = divisible_size(size, patch)
     encoder = "192x12" if gpu else "64x4" if images < 5_000 and size <= SMALL else "96x4" if size <= SMALL else "128x6"
-    return vit(f"{encoder}/{patch}", image_size=_multiple(size, patch), position=SinCos2d())
+    return _of_size(vit(f"{encoder}/{patch}", position=SinCos2d()), size)
 
 
-def _multiple(size: int, patch: int) -> int:
-    if size != (nearest := divisible_size(size, patch)):
-        raise InputError(f"--image-size {size} does not divide into patches of {patch}; take {nearest}")
-    return size
+def _of_size(encoder: Encoder, size: int | tuple[int, int]) -> Encoder:
+    try:
+        return replace(encoder, image_size=size)
+    except InputError:
+        nearest = divisible_size(size, encoder.stride) if isinstance(size, int) else size
+        raise InputError(
+            f"--image-size {size} does not divide into patches of {encoder.stride}; take {nearest}"
+        ) from None
+
+
+def _pooling(encoder: Encoder) -> Pooling:
+    return ClassToken() if isinstance(encoder, ViTConfig) and encoder.class_token else Mean()
+
+
+def _peak(encoder: Encoder) -> float:
+    """Peak learning rate of AdamW: for a ViT it falls with the width; for a ResNet Table 3 has 1e-3."""
+    return 0.2 / encoder.width if isinstance(encoder, ViTConfig) else 1e-3
 
 
 def _workers(prepared: Prepared, world: World) -> int:

@@ -1,15 +1,18 @@
-"""Position embeddings: how a patch token knows where it is.
+"""Position embeddings: how a token knows where its patch is.
 
-A variant acts at one of two moments:
+A variant acts at one of three moments:
 
-* absolute (`Learned`, `SinCos2d`): `add` a vector to every token, once, before the first block;
-* rotary (`RoPE2d`): give each patch `angles` by which every attention turns its query and key.
+* absolute (`Learned`, `Learned2d`, `SinCos2d`): `add` a vector to every token before the first block, or, wrapped in
+  `EveryLayer`, before every block (the paper's Table 8);
+* rotary (`RoPE2d`): turn queries and keys in every attention;
+* relative (in `relative.py`): bias the attention logit of each pair of patches.
 
 To add a variant, write its config and its module here; nothing else changes.
 """
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +22,36 @@ from torch import Tensor, nn
 
 from vitreous.config import Config, check_ranges
 from vitreous.errors import InputError
+from vitreous.resampling import Grid, Resampling, resample
+from vitreous.tokens import Tokens
 
-Grid = tuple[int, int]  # rows, columns of patches
+Rotation = tuple[Float[Tensor, "#batch token half_head"], Float[Tensor, "#batch token half_head"]]
+"""Cosine and sine of the angles by which queries and keys are turned."""
+LogitBias = Callable[[Float[Tensor, "batch head token head_dim"]], Float[Tensor, "#batch head token token"]]
+"""From the queries of a layer to what is added to its attention logits."""
+
+
+@dataclass
+class Where:
+    """What attention learns of places."""
+
+    grid: Grid
+    """Rows and columns of the whole image."""
+    rotation: Rotation | None = None
+    bias: LogitBias | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a position embedding is told of its encoder."""
+
+    width: int
+    depth: int
+    num_heads: int
+    grid: Grid
+    """Rows and columns at the training resolution."""
+    class_token: bool
+    """Whether the prefix begins with a class token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,68 +59,68 @@ class Position(Config):
     """Which position embedding a ViT uses."""
 
     @abstractmethod
-    def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> "PositionEmbedding":
-        """The module for tokens of `width` channels, heads of `head_dim`, trained on `grid`."""
+    def build(self, shape: Shape) -> "PositionEmbedding":
+        """The module for an encoder of that shape."""
 
 
 class PositionEmbedding(nn.Module):
-    """Base of the modules: adds nothing, turns nothing; a variant overrides what it does."""
+    """Base of the modules: adds nothing, biases nothing, turns nothing; a variant overrides what it does."""
 
     def add(self, patches: Float[Tensor, "batch patch width"], grid: Grid) -> Float[Tensor, "batch patch width"]:
-        """Patch tokens that know their place."""
+        """Patch tokens that know their place, before the first block."""
         return patches
 
     def add_prefix(self, prefix: Float[Tensor, "prefix width"]) -> Float[Tensor, "prefix width"]:
         """Class token and registers, where they have a place of their own."""
         return prefix
 
-    def angles(self, coords: Float[Tensor, "batch patch 2"]) -> Float[Tensor, "batch patch half_head"] | None:
-        """Angles, in radians, by which attention turns queries and keys; None to leave them."""
-        return None
+    def before_block(
+        self, x: Float[Tensor, "batch token width"], layer: int, tokens: Tokens
+    ) -> Float[Tensor, "batch token width"]:
+        """The input of block `layer`; `tokens` says where its patches are."""
+        return x
+
+    def attention(self, tokens: Tokens, depth: int) -> list[Where]:
+        """What the attention of each of `depth` layers learns of places."""
+        return [Where(tokens.grid)] * depth
 
     def init_weights(self) -> None:
         """Fill the parameters, if any."""
-
-
-def coordinates(grid: Grid, device: torch.device) -> Float[Tensor, "patch 2"]:
-    """Patch centres as (row, column), each in (-1, 1), in raster order."""
-    rows, columns = (torch.arange(n, device=device).add(0.5).div(n).mul(2).sub(1) for n in grid)
-    return torch.cartesian_prod(rows, columns)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoPosition(Position):
     """A bag of patches (the paper's Table 8, first row)."""
 
-    def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> PositionEmbedding:
+    def build(self, shape: Shape) -> PositionEmbedding:
         return PositionEmbedding()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(Position):
-    """One trained vector per token (the paper's Eq. 1), resampled in 2-D for other grids (Sec. 3.2)."""
+class Absolute(Position):
+    """Which vector each place has."""
 
-    class_token_slot: bool = True
-    """Whether the class token, if there is one, has a vector too, as in the paper's E_pos."""
-
-    def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> PositionEmbedding:
-        return LearnedEmbedding(width, grid, class_token_slot=class_token and self.class_token_slot)
+    @abstractmethod
+    def build(self, shape: Shape) -> "AbsoluteEmbedding": ...
 
 
-class LearnedEmbedding(PositionEmbedding):
-    """A table over the grid, and a vector for the class token."""
+class AbsoluteEmbedding(PositionEmbedding):
+    """Base of those that add a vector to each token; a variant says which."""
 
-    def __init__(self, width: int, grid: Grid, *, class_token_slot: bool) -> None:
+    class_token: nn.Parameter | None
+
+    def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(*grid, width))
-        self.class_token = nn.Parameter(torch.empty(1, width)) if class_token_slot else None
+        self.register_parameter("class_token", None)
 
-    def init_weights(self) -> None:
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.02)
+    @abstractmethod
+    def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
+        """The vectors of a whole grid."""
 
     def add(self, patches: Float[Tensor, "batch patch width"], grid: Grid) -> Float[Tensor, "batch patch width"]:
-        return patches + resample(self.table, grid).flatten(0, 1)
+        return patches + self.vectors(grid, patches.device).flatten(0, 1).to(patches.dtype)
 
     def add_prefix(self, prefix: Float[Tensor, "prefix width"]) -> Float[Tensor, "prefix width"]:
         if self.class_token is None:
@@ -97,51 +128,135 @@ class LearnedEmbedding(PositionEmbedding):
         return torch.cat([prefix[:1] + self.class_token, prefix[1:]])
 
 
-def resample(table: Float[Tensor, "rows columns width"], grid: Grid) -> Float[Tensor, "new_rows new_columns width"]:
-    """A position table on another grid, as the paper's code does it: bilinear, corners aligned.
+@dataclass(frozen=True, kw_only=True)
+class Learned(Absolute):
+    """One trained vector per token (the paper's Eq. 1), resampled in 2-D for other grids (Sec. 3.2)."""
 
-    Equal to `scipy.ndimage.zoom(order=1)`, which that code calls, but for any two grids, square or not.
-    """
-    if table.shape[:2] == grid:
-        return table
-    image = table.permute(2, 0, 1)[None].float()
-    resized = F.interpolate(image, size=grid, mode="bilinear", align_corners=True)
-    return resized[0].permute(1, 2, 0).to(table.dtype)
+    class_token_slot: bool = True
+    """Whether the class token, if there is one, has a vector too, as in the paper's E_pos."""
+    resampling: Resampling = "aligned_bilinear"
+    """How the vectors are resized for other grids; the default is the paper's code."""
+
+    def build(self, shape: Shape) -> "LearnedEmbedding":
+        return LearnedEmbedding(self, shape)
+
+
+class LearnedEmbedding(AbsoluteEmbedding):
+    """A table over the grid, and a vector for the class token."""
+
+    def __init__(self, config: Learned, shape: Shape) -> None:
+        super().__init__()
+        self.resampling: Resampling = config.resampling
+        self.table = nn.Parameter(torch.empty(*shape.grid, shape.width))
+        slot = config.class_token_slot and shape.class_token
+        self.class_token = nn.Parameter(torch.empty(1, shape.width)) if slot else None
+
+    def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
+        return resample(self.table, grid, self.resampling)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinCos2d(Position):
+class Learned2d(Absolute):
+    """A trained vector of half the width for each column and for each row, side by side (App. D.4, "2-D")."""
+
+    class_token_slot: bool = True
+    """Whether the class token, if there is one, has a vector of its own."""
+    resampling: Resampling = "aligned_bilinear"
+    """How the vectors are resized for other grids."""
+
+    def build(self, shape: Shape) -> "Learned2dEmbedding":
+        return Learned2dEmbedding(self, shape)
+
+
+class Learned2dEmbedding(AbsoluteEmbedding):
+    """One table for columns (the paper's X-embedding) and one for rows (Y)."""
+
+    def __init__(self, config: Learned2d, shape: Shape) -> None:
+        super().__init__()
+        if shape.width % 2:
+            raise InputError(f"row and column positions share the width evenly, got the odd width {shape.width}")
+        self.resampling: Resampling = config.resampling
+        rows, columns = shape.grid
+        self.column = nn.Parameter(torch.empty(1, columns, shape.width // 2))
+        self.row = nn.Parameter(torch.empty(rows, 1, shape.width // 2))
+        slot = config.class_token_slot and shape.class_token
+        self.class_token = nn.Parameter(torch.empty(1, shape.width)) if slot else None
+
+    def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
+        column, row = resample(self.column, (1, grid[1]), self.resampling), resample(self.row, (grid[0], 1))
+        return torch.cat([column.expand(grid[0], -1, -1), row.expand(-1, grid[1], -1)], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinCos2d(Absolute):
     """Fixed sine-cosine vectors of column and row (Better plain ViT baselines, arXiv:2205.01580)."""
 
     temperature: float = 10_000.0
     """Ratio of the longest wavelength to the shortest."""
+    reach_temperature: bool = True
+    """Whether the longest wavelength has that ratio (exponents k / (D/4 - 1): big_vision) or stays one step short of
+    it (k / (D/4): MAE, MoCo v3)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, temperature=(1e-6, math.inf))
 
-    def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> PositionEmbedding:
-        return SinCos2dEmbedding(width, self.temperature)
+    def build(self, shape: Shape) -> "SinCos2dEmbedding":
+        return SinCos2dEmbedding(self, shape.width)
 
 
-class SinCos2dEmbedding(PositionEmbedding):
+class SinCos2dEmbedding(AbsoluteEmbedding):
     """Vectors computed for whatever grid comes; nothing is trained."""
 
-    def __init__(self, width: int, temperature: float) -> None:
+    def __init__(self, config: SinCos2d, width: int) -> None:
         super().__init__()
         if width % 4 or width < 8:
             raise InputError(f"sine-cosine positions need a width of 8, 12, 16, ... channels, got {width}")
-        self.width, self.temperature = width, temperature
+        self.width, self.config = width, config
 
-    def table(self, grid: Grid, device: torch.device) -> Float[Tensor, "patch width"]:
-        """The vectors of a whole grid, in raster order: sine and cosine of the column, then of the row."""
+    def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
+        """Sine and cosine of the column, then of the row."""
         quarter = self.width // 4
-        omega = self.temperature ** -(torch.arange(quarter, device=device) / (quarter - 1))
+        steps = quarter - 1 if self.config.reach_temperature else quarter
+        omega = self.config.temperature ** -(torch.arange(quarter, device=device) / steps)
         rows, columns = (torch.arange(n, device=device) for n in grid)
-        y, x = (torch.cartesian_prod(rows, columns).T[..., None] * omega).unbind(0)
+        y, x = (places.unflatten(0, grid)[..., None] * omega for places in torch.cartesian_prod(rows, columns).T)
         return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1)
 
-    def add(self, patches: Float[Tensor, "batch patch width"], grid: Grid) -> Float[Tensor, "batch patch width"]:
-        return patches + self.table(grid, patches.device).to(patches.dtype)
+
+@dataclass(frozen=True, kw_only=True)
+class EveryLayer(Position):
+    """The vectors of an absolute kind, added to the input of every block instead of at the stem (App. D.4)."""
+
+    kind: Absolute = Learned()
+    """Which vectors."""
+    shared: bool = False
+    """Whether all blocks share one table or each has its own."""
+
+    def build(self, shape: Shape) -> "EveryLayerEmbedding":
+        return EveryLayerEmbedding(self, shape)
+
+
+class EveryLayerEmbedding(PositionEmbedding):
+    """One table, or one for each block."""
+
+    def __init__(self, config: EveryLayer, shape: Shape) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(config.kind.build(shape) for _ in range(1 if config.shared else shape.depth))
+
+    def before_block(
+        self, x: Float[Tensor, "batch token width"], layer: int, tokens: Tokens
+    ) -> Float[Tensor, "batch token width"]:
+        table = self.tables[layer % len(self.tables)]
+        assert isinstance(table, AbsoluteEmbedding)
+        row, column = tokens.places.unbind(-1)
+        patches = table.vectors(tokens.grid, x.device)[row, column]
+        prefix = table.add_prefix(x.new_zeros(tokens.prefix.shape[1:]))
+        return x + torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1).to(x.dtype)
+
+    def init_weights(self) -> None:
+        for table in self.tables:
+            assert isinstance(table, AbsoluteEmbedding)
+            table.init_weights()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +269,8 @@ class RoPE2d(Position):
     def __post_init__(self) -> None:
         check_ranges(self, base=(1e-6, math.inf))
 
-    def build(self, *, width: int, head_dim: int, grid: Grid, class_token: bool) -> PositionEmbedding:
-        return RoPE2dEmbedding(head_dim, self.base)
+    def build(self, shape: Shape) -> "RoPE2dEmbedding":
+        return RoPE2dEmbedding(shape.width // shape.num_heads, self.base)
 
 
 class RoPE2dEmbedding(PositionEmbedding):
@@ -168,6 +283,11 @@ class RoPE2dEmbedding(PositionEmbedding):
         self.head_dim, self.base = head_dim, base
 
     def angles(self, coords: Float[Tensor, "batch patch 2"]) -> Float[Tensor, "batch patch half_head"]:
+        """Angles in radians: a turn for each period that a coordinate has run through."""
         quarter = self.head_dim // 4
         period = self.base ** (torch.arange(quarter, device=coords.device) / quarter)
         return (2 * math.pi * coords[..., None] / period).flatten(-2)
+
+    def attention(self, tokens: Tokens, depth: int) -> list[Where]:
+        angles = F.pad(self.angles(tokens.coords), (0, 0, tokens.prefix.shape[1], 0))  # a zero angle turns nothing
+        return [Where(tokens.grid, rotation=(angles.cos(), angles.sin()))] * depth

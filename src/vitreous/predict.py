@@ -17,6 +17,7 @@ from vitreous.classifier import Classifier
 from vitreous.data.decode import BadImage, decode, to_rgb
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
+from vitreous.variants import title
 from vitreous.weights.open import open_model
 
 Picture = Image.Image | str | Path | bytes | np.ndarray | Tensor
@@ -79,7 +80,11 @@ class Model:
         """One feature vector an image, as the head sees it; float32. `images` as in `predict`."""
         pixels = map(self.pixels, _listed(images))
         rows = [features.float().numpy() for features in self._run(pixels, batch_size, self.module.features)]
-        return np.concatenate(rows) if rows else np.zeros((0, self.module.config.encoder.width), np.float32)
+        return (
+            np.concatenate(rows)
+            if rows
+            else np.zeros((0, self.module.config.pooling.features(self.module.config.encoder)), np.float32)
+        )
 
     def pixels(self, picture: Picture) -> UInt8[Tensor, "3 height width"]:
         """`picture` resized and cropped, not yet normalised."""
@@ -108,9 +113,8 @@ class Model:
 
     def __repr__(self) -> str:
         encoder = self.module.config.encoder
-        shape = f"{encoder.width}x{encoder.depth}/{encoder.patch_size}"
         return (
-            f"Model({shape}, {self.view.image_size} px, {len(self.classes)} classes: {', '.join(self.classes[:4])}...)"
+            f"Model({title(encoder)}, {encoder.pixels}, {len(self.classes)} classes: {', '.join(self.classes[:4])}...)"
         )
 
 

@@ -27,6 +27,7 @@ from vitreous.run_folder import RunFolder
 from vitreous.schedule import Cosine, Schedule
 from vitreous.seeding import key
 from vitreous.stopping import EXIT_OUT_OF_TIME, Stopped, StopRequest
+from vitreous.tokens import Encoder
 from vitreous.vit import ViTConfig
 from vitreous.weights.open import open_model
 
@@ -41,8 +42,8 @@ class Run(Config):
     """How an image is shown in training."""
     eval_view: EvalView = EvalView()
     """How an image is shown when it is measured; travels with the model."""
-    model: ViTConfig = ViTConfig()
-    """The encoder's shape."""
+    model: Encoder = ViTConfig()
+    """The encoder."""
     weights: str | None = None
     """Where the encoder starts from: a run, a product folder, a weights file or a prefixed name."""
     objective: ObjectiveConfig = Supervised()
@@ -70,10 +71,11 @@ class Run(Config):
         positive = ("batch_size", "steps", "num_evaluation_images")
         natural = ("num_evaluations", "checkpoint_every_s", "num_workers", "seed")
         check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
-        size, patch = self.train_view.image_size, self.model.patch_size
-        if size % patch:
-            raise InputError(f"train_view.image_size {size} is no multiple of model.patch_size {patch}")
-        if self.eval_view.image_size != self.model.image_size:
+        try:
+            self.model.check_image(*self.train_view.shape)
+        except InputError as error:
+            raise InputError(f"train_view.image_size {self.train_view.image_size}: {error}") from None
+        if self.eval_view.shape != self.model.image_shape:
             raise InputError(
                 f"eval_view.image_size {self.eval_view.image_size} is not model.image_size {self.model.image_size}; "
                 "only train_view may have another"

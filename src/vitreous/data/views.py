@@ -26,8 +26,8 @@ MAX_STRETCH = 8
 class View(Config):
     """What every view has: a size, a filter, and the numbers that normalise pixels."""
 
-    image_size: int = 224
-    """Side of the square that the model sees, in pixels."""
+    image_size: int | tuple[int, int] = 224
+    """Side of the square that the model sees, or height and width, in pixels."""
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] = "bicubic"
     """Filter of the resize."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -37,6 +37,11 @@ class View(Config):
 
     def __post_init__(self) -> None:
         check_ranges(self, image_size=(1, math.inf), std=(1e-6, math.inf))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the view, in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     @property
     @abstractmethod
@@ -58,46 +63,44 @@ class View(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalView(View):
-    """The short side resized to image_size / crop_ratio, then the centre; of the same image, the same pixels as timm's.
+    """Resized to just cover image_size / crop_ratio, then the centre; of the same image, the same pixels as timm's.
 
     A JPEG of more than twice that size comes decoded at a fraction, see `decode`.
     """
 
     crop_ratio: float = 0.9
-    """Part of the resized short side that is kept."""
+    """Part of the resized image that is kept, along the side that is not cut."""
     squash: bool = False
-    """Resize the whole image to a square instead, whatever its shape."""
+    """Resize the whole image to the view instead, whatever its shape."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, crop_ratio=(0.01, 1))
 
     @property
-    def short_side(self) -> int:
-        """Pixels of the short side before the crop."""
-        return math.floor(self.image_size / self.crop_ratio)
+    def covered(self) -> tuple[int, int]:
+        """Height and width that the resized image just covers, before the crop."""
+        height, width = self.shape
+        return math.floor(height / self.crop_ratio), math.floor(width / self.crop_ratio)
 
     @property
     def min_side(self) -> int:
         """The short side that the resize ends at."""
-        return self.image_size if self.squash else self.short_side
+        return max(self.shape if self.squash else self.covered)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of the centre; `rng` is not used."""
-        size = self.image_size
+        height, width = self.shape
         if self.squash:
-            return _pixels(image.resize((size, size), self._resample()))
+            return _pixels(image.resize((width, height), self._resample()))
         image = _cut(image)
-        short, width, height = self.short_side, image.width, image.height
-        if width <= height:
-            image = image.resize((short, int(short * height / width)), self._resample())
+        high, wide = self.covered
+        if image.width * high <= image.height * wide:
+            image = image.resize((wide, int(wide * image.height / image.width)), self._resample())
         else:
-            image = image.resize((int(short * width / height), short), self._resample())
-        left, top = (
-            round((image.width - size) / 2),
-            round((image.height - size) / 2),
-        )  # halves to even, as timm
-        return _pixels(image.crop((left, top, left + size, top + size)))
+            image = image.resize((int(high * image.width / image.height), high), self._resample())
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # halves to even, as timm
+        return _pixels(image.crop((left, top, left + width, top + height)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +108,11 @@ class TrainView(View):
     """A random part of the image at full size, and the switches that suit the data."""
 
     min_area_ratio: float = 0.08
-    """Smallest part of the image's area that a random crop keeps; 1 keeps the centre square whole."""
+    """Smallest part of the image's area that a random crop keeps; 1 keeps the centre, as large as it fits."""
     flip: bool = True
     """Mirror half of the images; not for digits, text or anything else that has a left and a right."""
     shift_ratio: float = 0.0
-    """Largest shift to any side, as a fraction of image_size; edges are repeated. For small images."""
+    """Largest shift to any side, as a fraction of that side of the view; edges are repeated. For small images."""
     rotate: float = 0.0
     """Largest rotation to either side, in degrees."""
     trivial_augment: bool = False
@@ -124,13 +127,15 @@ class TrainView(View):
     @property
     def min_side(self) -> int:
         """Enough that the smallest crop is not enlarged."""
-        return max(self.image_size, math.ceil(self.image_size / math.sqrt(self.min_area_ratio) / 2))
+        side = max(self.shape)
+        return max(side, math.ceil(side / math.sqrt(self.min_area_ratio) / 2))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of a view drawn from `rng`."""
         assert rng is not None, "a training view draws from a generator"
-        size = (self.image_size, self.image_size)
-        image = image.resize(size, self._resample(), box=_crop_box(image.width, image.height, self.min_area_ratio, rng))
+        height, width = self.shape
+        box = _crop_box(image.width, image.height, self.min_area_ratio, rng, aspect=width / height)
+        image = image.resize((width, height), self._resample(), box=box)
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.shift_ratio or self.rotate:
@@ -139,7 +144,7 @@ class TrainView(View):
             image = _trivially_augmented(image, rng)
         pixels = _pixels(image)
         if rng.random() < self.erase:
-            top, left, height, width = _rectangle(self.image_size, rng)
+            top, left, height, width = _rectangle(self.shape, rng)
             paint = torch.tensor(self.mean).mul(255).round().to(torch.uint8)
             pixels[:, top : top + height, left : left + width] = paint[:, None, None]
         return pixels
@@ -164,36 +169,40 @@ def _cut(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _crop_box(width: int, height: int, min_area_ratio: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random box of `min_area_ratio` to all of the area and shape 3:4 to 4:3 (arXiv:1409.4842, Sec. 6).
+def _crop_box(
+    width: int, height: int, min_area_ratio: float, rng: np.random.Generator, *, aspect: float = 1.0
+) -> tuple[int, int, int, int]:
+    """A random box of `min_area_ratio` to all of the area and 3/4 to 4/3 of `aspect` (arXiv:1409.4842, Sec. 6).
 
-    After ten boxes that do not fit, and for a `min_area_ratio` of 1, the largest centred square.
+    After ten boxes that do not fit, and for a `min_area_ratio` of 1, the largest centred box of that aspect.
     """
     if min_area_ratio < 1:
         for _ in range(10):
             area = width * height * rng.uniform(min_area_ratio, 1)
-            shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            shape = aspect * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
             w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
             if 0 < w <= width and 0 < h <= height:
                 left, top = (int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)))
                 return left, top, left + w, top + h
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def _moved(image: Image.Image, rng: np.random.Generator, *, shift_ratio: float, rotate: float) -> Image.Image:
     """`image` moved by whole pixels and turned about its centre; what comes in repeats the edge."""
-    size = image.width
-    reach = round(shift_ratio * size)
-    margin = math.ceil(size / 4) if rotate else 0  # a turned square needs (sqrt(2) - 1) / 2 of its side
-    places = np.arange(-margin, size + margin)
-    rows, columns = (np.clip(places - rng.integers(-reach, reach + 1), 0, size - 1) for _ in range(2))
+    margin = math.ceil(max(image.size) / 4) if rotate else 0  # a turned square needs (sqrt(2) - 1) / 2 of its side
+
+    def places(size: int) -> np.ndarray:
+        reach = round(shift_ratio * size)
+        return np.clip(np.arange(-margin, size + margin) - rng.integers(-reach, reach + 1), 0, size - 1)
+
+    rows, columns = places(image.height), places(image.width)
     moved = Image.fromarray(np.asarray(image)[rows[:, None], columns])
     if not rotate:
         return moved
     turned = moved.rotate(rng.uniform(-rotate, rotate), Image.Resampling.BILINEAR)
-    return turned.crop((margin, margin, margin + size, margin + size))
+    return turned.crop((margin, margin, margin + image.width, margin + image.height))
 
 
 def _trivially_augmented(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -204,8 +213,9 @@ def _trivially_augmented(image: Image.Image, rng: np.random.Generator) -> Image.
         return TrivialAugmentWide()(image)
 
 
-def _rectangle(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of 2 % to a third of a square, of shape 1:3 to 3:1."""
-    area, shape = (size**2 * rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-math.log(3), math.log(3))))
-    height, width = (min(max(round(side), 1), size) for side in (math.sqrt(area * shape), math.sqrt(area / shape)))
-    return (int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1)), height, width)
+def _rectangle(view: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of 2 % to a third of the view, of shape 1:3 to 3:1."""
+    area, shape = (view[0] * view[1] * rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-math.log(3), math.log(3))))
+    wanted = math.sqrt(area * shape), math.sqrt(area / shape)
+    height, width = (min(max(round(side), 1), most) for side, most in zip(wanted, view))
+    return (int(rng.integers(view[0] - height + 1)), int(rng.integers(view[1] - width + 1)), height, width)

@@ -11,9 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitreous.block import Attention, Axial
 from vitreous.classifier import Classifier
 from vitreous.errors import InputError
-from vitreous.vit import Attention, Tokens
+from vitreous.position import Where
+from vitreous.tokens import Tokens
+from vitreous.vit import ViT
 
 Seen = Callable[[int, Float[Tensor, "batch head token token"]], None]
 
@@ -34,7 +37,7 @@ def attention_maps(
         InputError: if the model has no such layer.
     """
     layers, maps = list(layers), {}
-    blocks = range(len(classifier.encoder.blocks))
+    blocks = range(len(_vit(classifier).blocks))
     try:
         chosen = [blocks[layer] for layer in layers]
     except IndexError:
@@ -65,28 +68,27 @@ def rollout(
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)
         flow = mixed if flow is None else mixed @ flow
 
-    grid = _watch(classifier, images, range(len(classifier.encoder.blocks)), see).grid
+    grid = _watch(classifier, images, range(len(_vit(classifier).blocks)), see).grid
     assert flow is not None, "an encoder has at least one block"
     return _over_patches(classifier, flow).unflatten(-1, grid)
 
 
 def attention_weights(
-    attention: Attention,
-    x: Float[Tensor, "batch token width"],
-    angles: Float[Tensor, "batch token half_head"] | None,
+    attention: Attention, x: Float[Tensor, "batch token width"], where: Where
 ) -> Float[Tensor, "batch head token token"]:
     """softmax(q k / sqrt(d)) in float32: row = the token that attends, column = the token attended to."""
-    q, k, _ = attention.heads(x, angles)
-    return ((q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-2, -1)).softmax(dim=-1)
+    q, k, _ = attention.heads(x, where)
+    logits = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-2, -1)
+    return (logits if where.bias is None else logits + where.bias(q).float()).softmax(dim=-1)
 
 
 def _watch(classifier: Classifier, images: Tensor, layers: Iterable[int], see: Seen) -> Tokens:
     """The encoder's tokens, after showing `see` the weights of each of `layers` in the order they run."""
 
-    def hook(layer: int, attention: Attention, inputs: tuple[Tensor, Tensor | None]) -> None:
+    def hook(layer: int, attention: Attention, inputs: tuple[Tensor, Where]) -> None:
         see(layer, attention_weights(attention, *inputs))
 
-    blocks, handles = classifier.encoder.blocks, []
+    blocks, handles = _vit(classifier).blocks, []
     try:
         for layer in set(layers):
             attention = blocks[layer].get_submodule("attention")
@@ -101,7 +103,20 @@ def _over_patches(
     classifier: Classifier, weights: Float[Tensor, "*batch token token"]
 ) -> Float[Tensor, "*batch patch"]:
     """The rows that stand for the image, over patches only, scaled to sum to 1."""
-    prefix = classifier.encoder.prefix.shape[0]
-    first, last = (0, 1) if classifier.config.encoder.class_token else (prefix, None)
+    vit = _vit(classifier)
+    prefix = vit.prefix.shape[0]
+    first, last = (0, 1) if vit.config.class_token else (prefix, None)
     map_ = weights[..., first:last, prefix:].mean(dim=-2)
     return map_ / map_.sum(dim=-1, keepdim=True)
+
+
+def attends(classifier: Classifier) -> bool:
+    """Whether the encoder is a ViT whose tokens all attend to each other."""
+    return isinstance(classifier.encoder, ViT) and not isinstance(classifier.encoder.config.block, Axial)
+
+
+def _vit(classifier: Classifier) -> ViT:
+    if not attends(classifier):
+        raise InputError(f"attention maps need a ViT whose tokens all attend to each other, not {classifier.config}")
+    assert isinstance(classifier.encoder, ViT)
+    return classifier.encoder

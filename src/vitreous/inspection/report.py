@@ -27,12 +27,12 @@ from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
 from vitreous.files import write_bytes
-from vitreous.inspection.attention import attention_maps, rollout
+from vitreous.inspection.attention import attends, attention_maps, rollout
 from vitreous.inspection.mislabelled import Prediction, likely_mislabelled, read_predictions
 from vitreous.inspection.pictures import data_uri, heat, picture
 from vitreous.inspection.plots import Series, confusion_chart, confusion_image, line_chart, reliability_chart
 from vitreous.run_folder import RunFolder
-from vitreous.variants import paper_name
+from vitreous.variants import title
 
 MOST_THUMBNAILS = 24
 THUMBNAIL_PX = 160
@@ -100,7 +100,7 @@ def write_report(
 def _model(record: dict[str, Any], classifier: Classifier | None) -> str | None:
     try:
         encoder = classifier.config.encoder if classifier else from_dict(record["config"]["model"])
-        return f"ViT {paper_name(encoder)}, {encoder.image_size} px"
+        return f"{title(encoder)}, {encoder.pixels}"
     except (InputError, KeyError, TypeError):
         return None
 
@@ -209,7 +209,7 @@ def _attention(
     data: Mapping[str, Source] | None, classifier: Classifier | None, view: View | None
 ) -> list[dict[str, str]]:
     """What the model sees of a few held-out images, and where it looks, as data URIs."""
-    if not data or classifier is None or view is None:
+    if not data or classifier is None or view is None or not attends(classifier):
         return []
     source = data.get("test") or data.get("val") or next(iter(data.values()))
     seen = list(_seen(source, view))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitreous.config import Config
 from vitreous.data.batch import Batch
-from vitreous.vit import ViT, ViTConfig
+from vitreous.tokens import Encoder
 from vitreous.weights.product import Product
 
 
@@ -17,7 +17,7 @@ class ObjectiveConfig(Config):
     """Which objective, and its settings."""
 
     @abstractmethod
-    def build(self, encoder: ViTConfig, *, num_classes: int) -> "Objective":
+    def build(self, encoder: Encoder, *, num_classes: int) -> "Objective":
         """The objective around a fresh encoder; `num_classes` is what the data hold."""
 
 
@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def encoder(self) -> ViT:
+    def encoder(self) -> nn.Module:
         """The product of training; what is evaluated, exported and served."""
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from torch import nn
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.config import check_ranges
@@ -11,7 +12,7 @@ from vitreous.errors import InputError
 from vitreous.head import Head, LinearHead
 from vitreous.objectives.base import Loss, Objective, ObjectiveConfig
 from vitreous.pooling import ClassToken, Pooling
-from vitreous.vit import ViT, ViTConfig
+from vitreous.tokens import Encoder
 from vitreous.weights.product import Product
 from vitreous.weights.transplant import fit_encoder
 
@@ -30,7 +31,7 @@ class Supervised(ObjectiveConfig):
     def __post_init__(self) -> None:
         check_ranges(self, label_smoothing=(0, 1))
 
-    def build(self, encoder: ViTConfig, *, num_classes: int) -> "SupervisedObjective":
+    def build(self, encoder: Encoder, *, num_classes: int) -> "SupervisedObjective":
         """The objective around a fresh classifier."""
         return SupervisedObjective(self, encoder, num_classes)
 
@@ -38,7 +39,7 @@ class Supervised(ObjectiveConfig):
 class SupervisedObjective(Objective):
     """A classifier and its cross-entropy."""
 
-    def __init__(self, config: Supervised, encoder: ViTConfig, num_classes: int) -> None:
+    def __init__(self, config: Supervised, encoder: Encoder, num_classes: int) -> None:
         super().__init__()
         self.label_smoothing = config.label_smoothing
         self.classifier: Classifier = ClassifierConfig(
@@ -46,7 +47,7 @@ class SupervisedObjective(Objective):
         ).build()
 
     @property
-    def encoder(self) -> ViT:
+    def encoder(self) -> nn.Module:
         return self.classifier.encoder
 
     def start_from(self, product: Product) -> None:

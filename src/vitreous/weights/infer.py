@@ -1,104 +1,225 @@
-"""The config of a state dict that came without one, from the shapes of its tensors and what timm says."""
+"""The config of tensors that came without one: from their shapes, and from what their layout knows of itself."""
 
-import re
-from collections.abc import Mapping
+import dataclasses
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vitreous.classifier import Classifier, ClassifierConfig
-from vitreous.errors import InputError
-from vitreous.feed_forward import GELU, SwiGLU
-from vitreous.head import LinearHead
-from vitreous.pooling import AttentionPool
-from vitreous.position import Learned, NoPosition
+from vitreous.block import Axial, Block, BranchNorm, Parallel, PreNorm
+from vitreous.classifier import ClassifierConfig
+from vitreous.errors import InputError, some
+from vitreous.feed_forward import GELU, FeedForward, SwiGLU
+from vitreous.head import DistilledHead, Head, LinearHead
+from vitreous.pooling import AttentionPool, ClassAndDistillation, ClassToken, Mean, Pooling
+from vitreous.position import EveryLayer, Learned, Learned2d, Position
+from vitreous.relative import RelativeBias, RelativeKeys, RelativeMLP
+from vitreous.resampling import Resampling
+from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
+from vitreous.stem import Patchify
+from vitreous.tokens import Encoder
 from vitreous.variants import SIZES
 from vitreous.vit import ViTConfig
-from vitreous.weights.mapping import instantiate
-from vitreous.weights.timm import POOLINGS, from_timm
-
-# Names behind which timm builds a plain ViT; others change activations or norms without a trace in shapes.
-PLAIN = re.compile(r"(vit|deit|deit3)_[a-z0-9]+_patch\d+(_reg\d+)?(_\d+|_dinov2|_mae)(\..*)?")
+from vitreous.weights.mapping import Tensors
 
 
-def infer(tensors: Mapping[str, Tensor], *, hints: Mapping[str, Any]) -> ClassifierConfig:
-    """The config whose tensors, under our names, have these shapes.
+@dataclass(kw_only=True)
+class Foreign:
+    """A model in somebody else's layout, read: its tensors under our names, and what they do not tell."""
 
-    `hints` is timm's config.json, or empty: it knows what shapes cannot tell, such as the number of heads.
+    tensors: Tensors
+    num_heads: int | None = None
+    """None: as the published model of that width."""
+    norm_eps: float = 1e-6
+    feed_forward: FeedForward = GELU()
+    """Where the layer has no gate."""
+    branch_norm: bool = False
+    """Whether norms stand after layers."""
+    class_token: bool = True
+    """Whether the first prefix token, if there is one, is a class token."""
+    pooling: Pooling | None = None
+    """None: attention if the tensors have it, else the class token if there is one, else the mean."""
+    position: Position | None = None
+    """Where no tensor tells; None: such weights are refused."""
+    resampling: Resampling = "aligned_bilinear"
+    """How their project resizes positions."""
+    image_size: int | tuple[int, int] | None = None
+    """Where no table tells; None: 224."""
+    resnet: Epsilons = dataclasses.field(default_factory=lambda: Epsilons(norm=1e-6, variance=0.0, deviation=1e-5))
+    """Of a ResNet, or a ResNet stem."""
+    view: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the `EvalView` the model was measured with, but for the size."""
+    classes: tuple[str, ...] | None = None
+    assumed: tuple[str, ...] = ()
+    """What had to be assumed, a phrase each."""
+    left: tuple[str, ...] = ()
+    """What of the file is not of the classifier and stays behind, a phrase each."""
+
+
+def infer(foreign: Foreign) -> ClassifierConfig:
+    """The config whose tensors have these names and shapes.
 
     Raises:
-        InputError: if these are not the tensors of a ViT, or shapes and hints leave its positions open.
+        InputError: if these are not the tensors of a ViT or a ResNet, or nothing says how its patches are told apart.
     """
-    arguments, pretrained = (
-        hints.get("model_args") or {},
-        hints.get("pretrained_cfg") or {},
-    )
-    if not PLAIN.fullmatch(architecture := hints.get("architecture", "vit_base_patch16_224")):
-        raise InputError(f"timm's {architecture} is no plain ViT; vitreous reads vit_*, deit_* and *_dinov2 models")
-    try:
-        width, channels, patch_size, _ = tensors["encoder.stem.weight"].shape
-        mlp_dim = tensors["encoder.blocks.0.mlp.up.weight"].shape[0]
-    except (KeyError, ValueError):
-        raise InputError(f"these are not the tensors of a ViT; the first are {', '.join(list(tensors)[:3])}") from None
-    depth = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.blocks."))
-    published = next(
-        (size.num_heads for size in SIZES.values() if size.width == width),
-        max(width // 64, 1),
-    )
-    table = tensors.get("encoder.position.table")
-    if table is None and arguments.get("pos_embed") != "none":
-        raise InputError("these weights have no position table, and no config.json says how patches are told apart")
-    input_size = (pretrained.get("input_size") or (channels, 224, 224))[-1]
-    image_size = table.shape[0] * patch_size if table is not None else input_size // patch_size * patch_size
-    num_prefix = tensors["encoder.prefix"].shape[0]
-    class_token = arguments.get("class_token", num_prefix > 0)
-    pool = arguments.get("global_pool") or hints.get("global_pool") or ("token" if class_token else "avg")
-    pooling = AttentionPool if "pooling.probe" in tensors else {name: cls for cls, name in POOLINGS.items()}.get(pool)
-    if pooling is None:
-        raise InputError(f"these weights pool by {pool!r}; vitreous reads {', '.join(POOLINGS.values())}")
-    representation = tensors.get("head.representation.weight")
-    scaled = "encoder.blocks.0.residual1.scale" in tensors
-    gated = "encoder.blocks.0.mlp.gate.weight" in tensors
+    tensors = foreign.tensors
+    encoder = _resnet(foreign) if "encoder.root.weight" in tensors else _vit(foreign)
     return ClassifierConfig(
-        encoder=ViTConfig(
-            patch_size=patch_size,
-            width=width,
-            depth=depth,
-            num_heads=arguments.get("num_heads", published),
-            mlp_dim=mlp_dim,
-            image_size=image_size,
-            channels=channels,
-            position=NoPosition()
-            if table is None
-            else Learned(class_token_slot="encoder.position.class_token" in tensors or not class_token),
-            feed_forward=SwiGLU() if gated else GELU(tanh="tanh" in str(arguments.get("act_layer", ""))),
-            class_token=class_token,
-            num_registers=num_prefix - class_token,
-            layer_scale=arguments.get("init_values", 1e-5) if scaled else None,
-        ),
-        pooling=pooling(),
-        head=LinearHead(representation=None if representation is None else representation.shape[0]),
-        num_classes=tensors["head.linear.weight"].shape[0] if "head.linear.weight" in tensors else 1,
+        encoder=encoder, pooling=_pooling(foreign, encoder), head=_head(tensors), num_classes=_num_classes(tensors)
     )
 
 
-def convert(tensors: Mapping[str, Tensor], *, hints: Mapping[str, Any] | None = None) -> Classifier:
-    """A classifier from a state dict in timm's layout, or in ours; `hints` is timm's config.json, if any.
+def with_head(tensors: Tensors, config: ClassifierConfig) -> Tensors:
+    """`tensors`, with a head that says zero of a single class where they have none."""
+    if "head.linear.weight" in tensors:
+        return tensors
+    width = config.pooling.features(config.encoder)
+    if isinstance(config.head, LinearHead) and config.head.representation:
+        width = config.head.representation
+    return tensors | {"head.linear.weight": torch.zeros(1, width), "head.linear.bias": torch.zeros(1)}
 
-    A state dict without a head gets one that says zero of a single class.
 
-    Raises:
-        InputError: if the tensors are not exactly those of a plain ViT.
-    """
-    hints, ours = dict(hints or {}), dict(tensors)
-    if "patch_embed.proj.weight" in tensors:
-        hints["model_args"] = {"class_token": "cls_token" in tensors} | (hints.get("model_args") or {})
-        ours = from_timm(tensors)
-    config = infer(ours, hints=hints)
-    if "head.linear.weight" not in ours:
-        ours |= {
-            "head.linear.weight": torch.zeros(1, config.encoder.width),
-            "head.linear.bias": torch.zeros(1),
-        }
-    return instantiate(config, ours)
+def _resnet(foreign: Foreign) -> ResNetConfig:
+    tensors, eps = foreign.tensors, foreign.resnet
+    channels = tensors["encoder.root.weight"].shape
+    return ResNetConfig(
+        units=_units(tensors, "encoder.stages"),
+        multiplier=max(channels[0] // 64, 1),
+        channels=channels[1],
+        image_size=foreign.image_size or 224,
+        norm_eps=eps.norm,
+        variance_eps=eps.variance,
+        deviation_eps=eps.deviation,
+    )
+
+
+def _units(tensors: Tensors, stages: str) -> tuple[int, ...]:
+    """How many units each stage has, from the numbers in the names."""
+    numbers = {tuple(map(int, name.removeprefix(f"{stages}.").split(".")[:2])) for name in tensors if stages in name}
+    depth = [sum(stage == i for stage, _ in numbers) for i in range(1 + max((s for s, _ in numbers), default=-1))]
+    return tuple(depth)
+
+
+def _vit(foreign: Foreign) -> ViTConfig:
+    tensors = foreign.tensors
+    hybrid = "encoder.stem.root.weight" in tensors
+    name = "encoder.stem.patches.weight" if hybrid else "encoder.stem.weight"
+    if name not in tensors or tensors[name].ndim != 4 or "encoder.prefix" not in tensors:
+        raise InputError(f"these are not the tensors of a ViT; they are {some(list(tensors), most=3)}")
+    width, channels, patch_size, _ = tensors[name].shape
+    stem = Patchify(bias="encoder.stem.bias" in tensors)
+    if hybrid:
+        eps, units = foreign.resnet, _units(tensors, "encoder.stem.stages")
+        stem = ResNetStem(units=units, norm_eps=eps.norm, variance_eps=eps.variance, deviation_eps=eps.deviation)
+        patch_size *= 4 * 2 ** max(len(units) - 1, 0)
+        channels = tensors["encoder.stem.root.weight"].shape[1]
+    first = next((p for p in ("encoder.blocks.0.", "encoder.blocks.0.rows.") if f"{p}mlp.up.weight" in tensors), None)
+    if first is None:
+        raise InputError(f"these tensors have no first block; they are {some(list(tensors), most=3)}")
+    num_prefix = tensors["encoder.prefix"].shape[0]
+    class_token = num_prefix > 0 and foreign.class_token
+    normed = tensors.get(f"{first}attention.query_norm.weight")
+    num_heads = width // normed.shape[0] if normed is not None else foreign.num_heads or _published_heads(width)
+    scaled = f"{first}residual1.scale" in tensors or f"{first}residual.scale" in tensors
+    gated = f"{first}mlp.gate.weight" in tensors
+    position, grid = _position(foreign, class_token)
+    return ViTConfig(
+        patch_size=patch_size,
+        width=width,
+        depth=1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.blocks.")),
+        num_heads=num_heads,
+        mlp_dim=tensors[f"{first}mlp.up.weight"].shape[0],
+        image_size=_image_size(grid, patch_size, foreign.image_size),
+        channels=channels,
+        stem=stem,
+        position=position,
+        feed_forward=SwiGLU() if gated else foreign.feed_forward,
+        block=_block(foreign, first),
+        qkv_bias=f"{first}attention.qkv.bias" in tensors,
+        qk_norm=normed is not None,
+        rms_norm=not any(name.endswith(("norm.bias", "norm1.bias")) for name in tensors if ".blocks." in name),
+        norm_eps=foreign.norm_eps,
+        class_token=class_token,
+        num_registers=num_prefix - class_token,
+        layer_scale=1e-5 if scaled else None,
+        stem_norm="encoder.stem_norm.weight" in tensors,
+        final_norm="encoder.norm.weight" in tensors,
+    )
+
+
+def _published_heads(width: int) -> int:
+    return next((size.num_heads for size in SIZES.values() if size.width == width), max(width // 64, 1))
+
+
+def _block(foreign: Foreign, first: str) -> Block:
+    if first.endswith("rows."):
+        return Axial()
+    if f"{first}norm.weight" in foreign.tensors:
+        return Parallel()
+    return BranchNorm() if foreign.branch_norm else PreNorm()
+
+
+def _position(foreign: Foreign, class_token: bool) -> tuple[Position, tuple[int, int] | None]:
+    """The kind of positions, and the grid they were trained on where it can be told."""
+    tensors, place = foreign.tensors, "encoder.position."
+    settings: dict[str, Any] = {"resampling": foreign.resampling}
+
+    def absolute(prefix: str) -> tuple[Learned | Learned2d, tuple[int, int]] | None:
+        slot = f"{prefix}class_token" in tensors or not class_token
+        if (table := tensors.get(f"{prefix}table")) is not None:
+            return Learned(class_token_slot=slot, **settings), (table.shape[0], table.shape[1])
+        if (row := tensors.get(f"{prefix}row")) is not None:
+            columns = tensors[f"{prefix}column"].shape[1]
+            return Learned2d(class_token_slot=slot, **settings), (row.shape[0], columns)
+        return None
+
+    if found := absolute(place):
+        return found
+    if found := absolute(f"{place}tables.0."):
+        return EveryLayer(kind=found[0], shared=not any(n.startswith(f"{place}tables.1.") for n in tensors)), found[1]
+    shared = not any(name.startswith(f"{place}layers.1.") for name in tensors)
+    if (table := tensors.get(f"{place}layers.0.table")) is not None:
+        return RelativeBias(shared=shared, **settings), ((table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2)
+    if (keys := tensors.get(f"{place}layers.0.keys")) is not None:
+        side = math.isqrt((keys.shape[0] + 1) // 2)
+        return RelativeKeys(shared=shared), (side, side)
+    if (up := tensors.get(f"{place}layers.0.up.weight")) is not None:
+        return RelativeMLP(shared=shared, hidden=up.shape[0]), None
+    if foreign.position is None:
+        raise InputError("these weights have no positions, and no config.json says how patches are told apart")
+    return foreign.position, None
+
+
+def _image_size(
+    grid: tuple[int, int] | None, patch_size: int, given: int | tuple[int, int] | None
+) -> int | tuple[int, int]:
+    if grid is not None:
+        height, width = (side * patch_size for side in grid)
+        return height if height == width else (height, width)
+    if isinstance(given, tuple):
+        return given
+    return max((given or 224) // patch_size, 1) * patch_size
+
+
+def _pooling(foreign: Foreign, encoder: Encoder) -> Pooling:
+    if "pooling.probe" in foreign.tensors:
+        return AttentionPool()
+    if "head.distillation.weight" in foreign.tensors:
+        return ClassAndDistillation()
+    normed = "pooling.norm.weight" in foreign.tensors
+    if foreign.pooling is not None and not normed:
+        return foreign.pooling
+    has_class_token = isinstance(encoder, ViTConfig) and encoder.class_token
+    return ClassToken() if has_class_token and not normed else Mean(norm=normed)
+
+
+def _head(tensors: Tensors) -> Head:
+    if "head.distillation.weight" in tensors:
+        return DistilledHead()
+    representation = tensors.get("head.representation.weight")
+    return LinearHead(representation=None if representation is None else representation.shape[0])
+
+
+def _num_classes(tensors: Tensors) -> int:
+    return tensors["head.linear.weight"].shape[0] if "head.linear.weight" in tensors else 1

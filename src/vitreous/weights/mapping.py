@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.errors import InputError, some
-from vitreous.variants import paper_name
+from vitreous.variants import title
 
 Rules = tuple[tuple[str, str], ...]
 """Pairs (ours, theirs) of module or tensor names; `*` stands for a block's number, the same in both."""
@@ -49,7 +49,7 @@ def instantiate(config: ClassifierConfig, tensors: Tensors) -> Classifier:
     check(
         tensors,
         classifier.state_dict(),
-        model=f"{paper_name(config.encoder)} at {config.encoder.image_size} px",
+        model=f"{title(config.encoder)} at {config.encoder.pixels}",
     )
     classifier.load_state_dict(tensors, assign=True)
     return classifier.eval()

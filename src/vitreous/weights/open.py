@@ -25,8 +25,9 @@ def open_model(name: str, *, progress: Callable[[str], None] | None = None) -> P
     if not name:
         raise InputError("the name of the model is empty; give a run, a weights file, timm:NAME.TAG or hub:OWNER/NAME")
     product = _opened(name, progress)
-    if progress is not None and "assumed" in product.extra:
-        progress(f"{name}: {product.extra['assumed']}")
+    for key in ("assumed", "left"):
+        if progress is not None and key in product.extra:
+            progress(f"{name}: {product.extra[key]}")
     return product
 
 

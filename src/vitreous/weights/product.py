@@ -1,6 +1,7 @@
 """Product folders: a trained classifier and all that its use needs, here, in timm and in transformers."""
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from vitreous.config import from_dict
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.files import sync_folder, write_bytes, write_text, writing
-from vitreous.weights import timm
-from vitreous.weights.infer import convert
+from vitreous.vit import ViTConfig
+from vitreous.weights import layouts, timm
 from vitreous.weights.mapping import Tensors, instantiate
 from vitreous.weights.read import read_config, read_tensors
+from vitreous.weights.timm_config import describe, pool_name
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -91,7 +93,7 @@ def load_product(folder: Path, *, weights: str = WEIGHTS) -> Product:
     document = read_config(folder / CONFIG)
     tensors = read_tensors(folder / weights)
     try:
-        return _ours(document["vitreous"], tensors) if "vitreous" in document else _timms(document, tensors)
+        return _ours(document["vitreous"], tensors) if "vitreous" in document else _foreign(document, tensors)
     except InputError as error:
         raise InputError(f"{folder / weights}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -106,53 +108,41 @@ def _ours(saved: dict[str, Any], tensors: Tensors) -> Product:
         raise InputError(f"{CONFIG} names no classifier and view; fetch or write it again")
     if classes is not None and not all(isinstance(name, str) for name in classes):
         raise InputError(f"{CONFIG} has names of classes that are no text; fetch or write it again")
-    if "patch_embed.proj.weight" in tensors:
+    if timm.fits(tensors):
         tensors = timm.from_timm(tensors, config=config)
     extra = {name: value for name, value in saved.items() if name not in OURS}
     return Product(instantiate(config, tensors), view, None if classes is None else tuple(classes), extra)
 
 
-def _timms(document: dict[str, Any], tensors: Tensors) -> Product:
-    """A product from tensors and timm's config.json, if it is that; says what it assumes."""
-    classifier = convert(tensors, hints=document)
-    pretrained = document.get("pretrained_cfg") or {}
-    size = classifier.config.encoder.image_size
-    mean, std = pretrained.get("mean", (0.5, 0.5, 0.5)), pretrained.get("std", (0.5, 0.5, 0.5))
-    view = EvalView(
-        image_size=size,
-        crop_ratio=pretrained.get("crop_pct", 0.9 if size <= 224 else 1.0),
-        squash=pretrained.get("crop_mode") == "squash",
-        interpolation=pretrained.get("interpolation", "bicubic"),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-    )
-    names = document.get("label_names") or pretrained.get("label_names") or ()
-    if isinstance(names, dict):
-        names = [names[str(i)] for i in range(len(names))]
+def _foreign(document: dict[str, Any], tensors: Tensors) -> Product:
+    """A product from tensors in any layout and the config.json beside them, if any; says what it assumes."""
+    foreign = layouts.read(tensors, document)
+    classifier = layouts.classifier_of(foreign)
+    encoder, num_classes = classifier.config.encoder, classifier.config.num_classes
     extra: dict[str, Any] = {}
-    if "pretrained_cfg" not in document:
-        heads = classifier.config.encoder.num_heads
-        extra["assumed"] = (
-            f"no {CONFIG} beside the weights: assumed {heads} heads, pixels from -1 to 1, "
-            f"{view.interpolation} resize and crop ratio {view.crop_ratio}"
-        )
-    if not {"head.weight", "head.linear.weight"} & tensors.keys():
+    heads_are_open = foreign.num_heads is None and not document
+    heads = [f"{encoder.num_heads} heads"] if heads_are_open and isinstance(encoder, ViTConfig) else []
+    if assumed := [*heads, *foreign.assumed]:
+        extra["assumed"] = f"no {CONFIG} says otherwise: assumed {', '.join(assumed)}"
+    if foreign.left:
+        extra["left"] = f"left behind: {', '.join(foreign.left)}"
+    if "head.linear.weight" not in foreign.tensors:
         extra["headless"] = True
-    fits = len(names) == classifier.config.num_classes
-    return Product(classifier, view, tuple(names) if fits else None, extra)
+    classes = foreign.classes if foreign.classes and len(foreign.classes) == num_classes else None
+    return Product(classifier, EvalView(image_size=encoder.image_size, **foreign.view), classes, extra)
 
 
 def timm_fields(product: Product) -> dict[str, Any]:
     """What timm and transformers read in config.json; no `architecture` where they lack the model."""
     config, view = product.classifier.config, product.view
     fields: dict[str, Any] = {
-        **(timm.describe(config) or {}),
+        **(describe(config) or {}),
         "num_classes": config.num_classes,
-        "num_features": config.encoder.width,
-        "global_pool": timm.POOLINGS.get(type(config.pooling), ""),
+        "num_features": config.encoder.features,
+        "global_pool": pool_name(config.pooling) or "",
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [config.encoder.channels, view.image_size, view.image_size],
+            "input_size": [config.encoder.channels, *view.shape],
             "fixed_input_size": True,
             "interpolation": view.interpolation,
             "crop_pct": 1.0 if view.squash else view.crop_ratio,
@@ -161,8 +151,8 @@ def timm_fields(product: Product) -> dict[str, Any]:
             "std": list(view.std),
             "num_classes": config.num_classes,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": "patch_embed.proj" if isinstance(config.encoder, ViTConfig) else "stem.conv",
+            "classifier": "head" if isinstance(config.encoder, ViTConfig) else "head.fc",
         },
     }
     return fields if product.classes is None else {**fields, "label_names": list(product.classes)}
@@ -170,9 +160,8 @@ def timm_fields(product: Product) -> dict[str, Any]:
 
 def golden_input(config: ClassifierConfig) -> Float[Tensor, "1 channel height width"]:
     """An image anyone can make again: the sine of 0, 0.01, 0.02, ... in the order channel, row, column."""
-    side = config.encoder.image_size
-    shape = (1, config.encoder.channels, side, side)
-    return torch.arange(config.encoder.channels * side * side, dtype=torch.float64).mul(0.01).sin().float().view(shape)
+    shape = (1, config.encoder.channels, *config.encoder.image_shape)
+    return torch.arange(math.prod(shape), dtype=torch.float64).mul(0.01).sin().float().view(shape)
 
 
 @torch.no_grad()

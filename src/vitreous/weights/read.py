@@ -2,10 +2,13 @@
 
 import json
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,24 +18,22 @@ from vitreous.errors import InputError
 from vitreous.weights.mapping import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
-PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.")
+SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.", "teacher.")
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a .safetensors or torch file, as float32 of our own, without wrappers and name prefixes.
+    """The tensors of a .safetensors, .npz or torch file, as float32 of our own, without wrappers and name prefixes.
 
     Raises:
         InputError: if the file is damaged, holds no tensors, or is a pickle that would run code.
     """
-    if path.suffix == ".npz":
-        raise InputError(f"{path}: .npz weights are not read yet; give the same model as timm:NAME.TAG or .safetensors")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no weights file; give one of {', '.join(SUFFIXES)}")
     try:
-        found: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        found: Mapping[str, Any] = LOADERS.get(path.suffix, _load_torch)(path)
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged or incomplete ({_first_line(error)}); fetch it again") from error
@@ -68,6 +69,25 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, not a state dict")
     return found
+
+
+def _load_npz(path: Path) -> Mapping[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: _from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiuV"}
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise InputError(f"{path} holds pickled objects that would run code, so it is not opened") from error
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # NumPy does not know bfloat16 and keeps its bytes
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+LOADERS = {".safetensors": load_file, ".npz": _load_npz}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,28 +1,36 @@
-"""timm's layout of a ViT: names of tensors, and the arguments that make timm build the same function."""
+"""timm's names of tensors, which DeiT, DeiT III and many others use too, and what its config.json tells."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitreous.block import Parallel
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.errors import InputError
-from vitreous.feed_forward import GELU
-from vitreous.head import LinearHead
-from vitreous.pooling import AttentionPool, ClassToken, Mean
-from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d, SinCos2dEmbedding
-from vitreous.stem import Patchify
-from vitreous.vit import ViTConfig
+from vitreous.feed_forward import GELU, FeedForward, QuickGELU, SwiGLU
+from vitreous.pooling import AttentionPool, ClassToken, Mean, Pooling
+from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2dEmbedding
+from vitreous.relative import RelativeBias
+from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
+from vitreous.vit import ViT, ViTConfig
+from vitreous.weights.infer import Foreign
 from vitreous.weights.mapping import Rules, Tensors, inverse, rename
 
 RULES: Rules = (
     ("encoder.stem", "patch_embed.proj"),
+    ("encoder.stem_norm", "norm_pre"),
     ("encoder.blocks.*.norm1", "blocks.*.norm1"),
+    ("encoder.blocks.*.norm", "blocks.*.in_norm"),
     ("encoder.blocks.*.attention.qkv", "blocks.*.attn.qkv"),
+    ("encoder.blocks.*.attention.query_norm", "blocks.*.attn.q_norm"),
+    ("encoder.blocks.*.attention.key_norm", "blocks.*.attn.k_norm"),
     ("encoder.blocks.*.attention.out", "blocks.*.attn.proj"),
     ("encoder.blocks.*.residual1.scale", "blocks.*.ls1.gamma"),
+    ("encoder.blocks.*.residual.scale", "blocks.*.ls.gamma"),
     ("encoder.blocks.*.norm2", "blocks.*.norm2"),
     ("encoder.blocks.*.mlp.up", "blocks.*.mlp.fc1"),
     ("encoder.blocks.*.mlp.down", "blocks.*.mlp.fc2"),
@@ -36,148 +44,226 @@ RULES: Rules = (
     ("pooling.mlp.up", "attn_pool.mlp.fc1"),
     ("pooling.mlp.down", "attn_pool.mlp.fc2"),
     ("head.linear", "head"),
+    ("head.distillation", "head_dist"),
 )
-# timm has rotary positions in another class, which names the layer scale otherwise and cannot go without it.
-ROTARY_RULES: Rules = (
+EVA_RULES: Rules = (
     ("encoder.blocks.*.residual1.scale", "blocks.*.gamma_1"),
     ("encoder.blocks.*.residual2.scale", "blocks.*.gamma_2"),
-    *RULES,
+    ("encoder.blocks.*.mlp.gate", "blocks.*.mlp.fc1_g"),
+    ("encoder.blocks.*.mlp.up", "blocks.*.mlp.fc1_x"),
 )
-POOLINGS = {ClassToken: "token", Mean: "avg", AttentionPool: "map"}
+"""Of the class in which timm has rotary positions; it cannot go without a layer scale."""
+PARALLEL_RULES: Rules = (
+    ("encoder.blocks.*.attention.query_norm", "blocks.*.q_norm"),
+    ("encoder.blocks.*.attention.key_norm", "blocks.*.k_norm"),
+    ("encoder.blocks.*.attention.out", "blocks.*.attn_out_proj"),
+    ("encoder.blocks.*.mlp.down", "blocks.*.mlp_out_proj"),
+)
+HYBRID_RULES: Rules = (
+    ("encoder.stem.patches", "patch_embed.proj"),
+    ("encoder.stem.root", "patch_embed.backbone.stem.conv"),
+    ("encoder.stem.norm", "patch_embed.backbone.stem.norm"),
+    ("encoder.stem.stages.*.*.shortcut", "patch_embed.backbone.stages.*.blocks.*.downsample.conv"),
+    ("encoder.stem.stages.*.*.shortcut_norm", "patch_embed.backbone.stages.*.blocks.*.downsample.norm"),
+    ("encoder.stem.stages.*.*", "patch_embed.backbone.stages.*.blocks.*"),
+)
+ROOT_RULES: Rules = (  # of a hybrid without stages
+    ("encoder.stem.patches", "patch_embed.proj"),
+    ("encoder.stem.root", "patch_embed.backbone.conv"),
+    ("encoder.stem.norm", "patch_embed.backbone.norm"),
+)
+RESNET_RULES: Rules = (
+    ("encoder.root", "stem.conv"),
+    ("encoder.stages.*.*.shortcut", "stages.*.blocks.*.downsample.conv"),
+    ("encoder.stages.*.*", "stages.*.blocks.*"),
+    ("encoder.norm", "norm"),
+    ("head.linear", "head.fc"),
+)
+NORMED_MEAN_RULES: Rules = (("pooling.norm", "fc_norm"),)
+RELATIVE_RULES: Rules = (
+    ("encoder.position.layers.*.up", "blocks.*.attn.rel_pos.mlp.fc1"),
+    ("encoder.position.layers.*.down", "blocks.*.attn.rel_pos.mlp.fc2"),
+    ("encoder.position.layers.0.up", "shared_rel_pos.mlp.fc1"),
+    ("encoder.position.layers.0.down", "shared_rel_pos.mlp.fc2"),
+)
+TABLE = re.compile(r"(?:blocks\.(\d+)\.attn\.rel_pos|shared_rel_pos)\.relative_position_bias_table")
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+POOLINGS: dict[str, Pooling] = {"token": ClassToken(), "avg": Mean(), "map": AttentionPool()}
+ACTIVATIONS: dict[str, FeedForward] = {"gelu": GELU(), "gelu_tanh": GELU(tanh=True), "quick_gelu": QuickGELU()}
+RESNET_EPSILONS = Epsilons(norm=1e-5, variance=1e-8, deviation=0.0)
+
+# What the name of a model says and its tensors do not. All patterns that fit count, later ones more.
+FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"(vit|deit|deit3|flexivit|resnetv2)_.*", {"class_token": None}),
+    (r"vit_.*_clip_.*", {"norm_eps": 1e-5}),
+    (r"vit_.*_clip_quickgelu_.*", {"feed_forward": QuickGELU()}),
+    (r"vit_(so400m|giantopt)_.*_siglip_.*", {"feed_forward": GELU(tanh=True)}),
+    (r"vit_.*(_gap_|_siglip_gap_).*|vit_s?relpos_.*", {"pooling": Mean(), "class_token": False}),
+    (r"vit_relpos_.*_cls(gap)?_.*", {"class_token": True}),
+    (r"vit_relpos_.*_cls_.*", {"pooling": ClassToken()}),
+    (r"vit_.*_rpn_.*", {"branch_norm": True, "class_token": False, "pooling": Mean()}),
+    (r"vit_.*_dinov3(_qkvb)?", {"norm_eps": 1e-5, "position": RoPE2d(), "pooling": Mean()}),
+)
+REFUSED = "vit_nothing"
+"""Of those, models with parts that vitreous lacks."""
+NUM_HEADS: dict[str, int] = {}
+"""Where the name says another number than the published size of that width has."""
 
 
-def describe(config: ClassifierConfig) -> dict[str, Any] | None:
-    """`architecture` and `model_args` with which timm builds exactly this function; None where it cannot.
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are timm's names."""
+    return "patch_embed.proj.weight" in tensors or "stem.conv.weight" in tensors
 
-    `num_classes` stands beside them, not among the arguments: transformers gives it once more.
+
+def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
+    """A state dict of timm's; `document` is timm's config.json, or empty.
+
+    Raises:
+        InputError: if it is of a model that vitreous lacks, or its positions are not of a square image.
     """
-    encoder, head = config.encoder, config.head
-    rotary = isinstance(encoder.position, RoPE2d)
-    gelu = encoder.feed_forward
-    if (
-        not isinstance(encoder.stem, Patchify)
-        or not isinstance(gelu, GELU)
-        or not isinstance(head, LinearHead)
-        or type(config.pooling) not in POOLINGS
-        or not isinstance(encoder.position, NoPosition | Learned | SinCos2d | RoPE2d)
-        or head.representation
-        or encoder.norm_eps != 1e-6
-        or (rotary and gelu.tanh)
-    ):
-        return None
-    arguments = {
-        "img_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.channels,
-        "global_pool": POOLINGS[type(config.pooling)],
-        "embed_dim": encoder.width,
-        "depth": encoder.depth,
-        "num_heads": encoder.num_heads,
-        "mlp_ratio": mlp_ratio(encoder),
-        "class_token": encoder.class_token,
+    arguments, pretrained = document.get("model_args") or {}, document.get("pretrained_cfg") or {}
+    name = document.get("architecture", "vit_base_patch16_224")
+    facts: dict[str, Any] = {}
+    for pattern, said in FAMILIES:
+        if re.fullmatch(pattern, name.partition(".")[0]):
+            facts |= said
+    if not facts or re.fullmatch(REFUSED, name.partition(".")[0]):
+        raise InputError(
+            f"timm's {name} is no model that vitreous has; it reads vit_*, deit_*, flexivit_*, resnetv2_*_bit"
+        )
+    class_token = arguments.get("class_token", facts.pop("class_token"))
+    facts["class_token"] = class_token if class_token is not None else "cls_token" in tensors
+    if pool := arguments.get("global_pool") or document.get("global_pool"):
+        if pool not in POOLINGS:
+            raise InputError(f"these weights pool by {pool!r}; vitreous reads {', '.join(POOLINGS)}")
+        facts["pooling"] = POOLINGS[pool]
+    if arguments.get("pos_embed") == "none":
+        facts["position"] = NoPosition()
+    if (activation := str(arguments.get("act_layer", ""))) in ACTIVATIONS:
+        facts["feed_forward"] = ACTIVATIONS[activation]
+    size = (pretrained.get("input_size") or (3, 224, 224))[1:]
+    facts["image_size"] = size[0] if size[0] == size[1] else tuple(size)
+    view = {
+        "crop_ratio": pretrained.get("crop_pct", 0.9 if size[0] <= 224 else 1.0),
+        "squash": pretrained.get("crop_mode") == "squash",
+        "interpolation": pretrained.get("interpolation", "bicubic"),
+        "mean": tuple(pretrained.get("mean", (0.5, 0.5, 0.5))),
+        "std": tuple(pretrained.get("std", (0.5, 0.5, 0.5))),
     }
-    if isinstance(encoder.position, RoPE2d):
-        rotary_arguments = {
-            "attn_type": "rope",
-            "use_abs_pos_emb": False,
-            "use_rot_pos_emb": True,
-            "rope_type": "dinov3",
-            "rope_temperature": encoder.position.base,
-            "rope_rotate_half": True,
-            "rope_grid_indexing": "ij",
-            "num_reg_tokens": encoder.num_registers,
-            "use_fc_norm": False,
-            "init_values": 1.0 if encoder.layer_scale is None else encoder.layer_scale,
-        }
-        return {"architecture": "vit_base_patch16_rope_224", "model_args": arguments | rotary_arguments}
-    arguments |= {
-        "reg_tokens": encoder.num_registers,
-        "fc_norm": False,
-        "pos_embed": "none" if isinstance(encoder.position, NoPosition) else "learn",
-        "no_embed_class": not _class_token_slot(encoder),
-    }
-    if encoder.layer_scale is not None:
-        arguments["init_values"] = encoder.layer_scale
-    if gelu.tanh:
-        arguments["act_layer"] = "gelu_tanh"
-    return {"architecture": "vit_base_patch16_224", "model_args": arguments}
-
-
-def mlp_ratio(encoder: ViTConfig) -> float:
-    """The ratio from which timm's `int(width * ratio)` gives `mlp_dim` again."""
-    ratio = encoder.mlp_dim / encoder.width
-    while int(encoder.width * ratio) < encoder.mlp_dim:
-        ratio = math.nextafter(ratio, math.inf)
-    return ratio
-
-
-def _class_token_slot(encoder: ViTConfig) -> bool:
-    return isinstance(encoder.position, Learned) and encoder.class_token and encoder.position.class_token_slot
-
-
-def to_timm(classifier: Classifier) -> Tensors:
-    """The tensors of a classifier that `describe` can describe, under timm's names."""
-    encoder = classifier.config.encoder
-    tensors = dict(classifier.state_dict())
-    prefix, slot = (
-        tensors.pop("encoder.prefix"),
-        tensors.pop("encoder.position.class_token", None),
+    names = document.get("label_names") or pretrained.get("label_names") or ()
+    if isinstance(names, dict):
+        names = [names[str(i)] for i in range(len(names))]
+    heads = arguments.get("num_heads", next((h for p, h in NUM_HEADS.items() if re.fullmatch(p, name)), None))
+    return Foreign(
+        tensors=from_timm(tensors),
+        num_heads=heads,
+        resampling="antialiased_bicubic",
+        resnet=RESNET_EPSILONS,
+        view=view,
+        classes=tuple(names) or None,
+        assumed=() if "pretrained_cfg" in document else ("pixels from -1 to 1", "bicubic resize"),
+        **facts,
     )
-    table = tensors.pop("encoder.position.table", None)
-    if isinstance(classifier.encoder.position, SinCos2dEmbedding):
-        table = classifier.encoder.position.table(encoder.grid, prefix.device)
-    rotary = isinstance(encoder.position, RoPE2d)
-    if rotary and encoder.layer_scale is None:
-        one = torch.ones(encoder.width)
-        names = [f"encoder.blocks.{i}.residual{k}.scale" for i in range(encoder.depth) for k in (1, 2)]
-        tensors |= {name: one.clone() for name in names}
-    theirs = rename(tensors, ROTARY_RULES if rotary else RULES)
-    if encoder.class_token:
-        theirs["cls_token"] = prefix[None, :1]
-    if encoder.num_registers:
-        theirs["reg_token"] = prefix[None, int(encoder.class_token) :]
-    if table is not None:
-        places = table.reshape(-1, encoder.width)
-        if slot is not None:  # timm then keeps a place for each register, too
-            places = torch.cat([slot, places.new_zeros(encoder.num_registers, encoder.width), places])
-        theirs["pos_embed"] = places[None]
-    return theirs
 
 
 def from_timm(tensors: Mapping[str, Tensor], *, config: ClassifierConfig | None = None) -> Tensors:
     """Tensors in timm's layout under our names; `config`, where known, settles what the names leave open.
 
     Raises:
-        InputError: if the position table is not one of a square image.
+        InputError: if the position table is not one of a square image, and no config says of which.
     """
-    ours = rename(tensors, inverse(RULES if config is None else ROTARY_RULES))
-    tokens = [ours.pop(name)[0] for name in ("cls_token", "reg_token") if name in ours]
-    class_token, num_prefix = (
-        "cls_token" in tensors,
-        sum(len(token) for token in tokens),
+    theirs = dict(tensors)
+    hybrid = any(name.startswith("patch_embed.backbone.") for name in theirs)
+    parallel = [name for name in theirs if name.endswith(".in_proj.weight")]
+    rules: Rules = (
+        *(HYBRID_RULES if "patch_embed.backbone.stem.conv.weight" in theirs else ROOT_RULES if hybrid else ()),
+        *(RESNET_RULES if "stem.conv.weight" in theirs else ()),
+        *(EVA_RULES if _is_eva(theirs) else ()),
+        *(PARALLEL_RULES if parallel else ()),
+        *(NORMED_MEAN_RULES if "fc_norm.weight" in theirs else ()),
+        *RELATIVE_RULES,
+        *RULES,
     )
-    width = ours["encoder.stem.weight"].shape[0] if "encoder.stem.weight" in ours else 0
-    prefix = torch.cat(tokens) if tokens else torch.zeros(0, width)
-    if config is not None and config.encoder.layer_scale is None:
-        ours = {
-            name: tensor for name, tensor in ours.items() if not name.endswith((".residual1.scale", ".residual2.scale"))
-        }
-    if config is not None and not isinstance(config.encoder.position, Learned):
-        ours.pop("pos_embed", None)  # it is computed, and was written for timm's sake
+    for name in parallel:
+        _split_parallel(theirs, name.removesuffix(".in_proj.weight"))
+    for name in [name for name in theirs if TABLE.fullmatch(name)]:
+        match = TABLE.fullmatch(name)
+        assert match is not None
+        layer, table = int(match[1] or 0), theirs.pop(name)
+        class_rows = 3 if "cls_token" in theirs else 0
+        side = _side(len(table) - class_rows, f"{name} has {len(table)} rows")
+        theirs[f"encoder.position.layers.{layer}.table"] = table[: side * side].unflatten(0, (side, side))
+        if class_rows:
+            theirs[f"encoder.position.layers.{layer}.class_token"] = table[side * side :]
+    for name in [name for name in theirs if name.endswith(".attn.q_bias")]:
+        attention = name.removesuffix(".q_bias")
+        q, v = theirs.pop(name), theirs.pop(f"{attention}.v_bias")
+        theirs[f"{attention}.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    ours = rename(theirs, inverse(rules))
+    _split_gates(ours)
+    if "head.linear.weight" in ours and ours["head.linear.weight"].ndim == 4:
+        ours["head.linear.weight"] = ours["head.linear.weight"].flatten(1)
+    if "encoder.root.weight" in ours:
+        return ours
+    if config is not None:
+        _drop_what_is_computed(ours, config)
+    return _with_prefix(ours, config)
+
+
+def _is_eva(tensors: Mapping[str, Tensor]) -> bool:
+    return "blocks.0.gamma_1" in tensors or "blocks.0.mlp.fc1_g.weight" in tensors
+
+
+def _split_parallel(tensors: Tensors, block: str) -> None:
+    """timm computes the feed-forward's first layer and the attention's in one product."""
+    width = tensors[f"{block}.attn_out_proj.weight"].shape[0]
+    hidden = tensors[f"{block}.in_proj.weight"].shape[0] - 3 * width
+    for kind in ("weight", "bias"):
+        if (both := tensors.pop(f"{block}.in_proj.{kind}", None)) is not None:
+            tensors[f"{block}.mlp.fc1.{kind}"], tensors[f"{block}.attn.qkv.{kind}"] = both.split([hidden, 3 * width])
+    if (bias := tensors.pop(f"{block}.mlp_bias", None)) is not None:
+        tensors[f"{block}.mlp.fc1.bias"] = bias
+
+
+def _split_gates(tensors: Tensors) -> None:
+    """A SwiGLU's gate and value come as one layer, known by the half that goes on."""
+    for name in [name for name in tensors if name.endswith(".mlp.up.weight")]:
+        block = name.removesuffix(".up.weight")
+        hidden = tensors[f"{block}.down.weight"].shape[1] if f"{block}.down.weight" in tensors else 0
+        if tensors[name].shape[0] == 2 * hidden:
+            for kind in ("weight", "bias"):
+                if f"{block}.up.{kind}" in tensors:
+                    gate, up = tensors[f"{block}.up.{kind}"].chunk(2)
+                    tensors[f"{block}.gate.{kind}"], tensors[f"{block}.up.{kind}"] = gate, up
+
+
+def _drop_what_is_computed(ours: Tensors, config: ClassifierConfig) -> None:
+    """Written for timm's sake: the table of fixed positions, and a layer scale of one."""
+    encoder = config.encoder
+    assert isinstance(encoder, ViTConfig)
+    if encoder.layer_scale is None:
+        for name in [name for name in ours if name.endswith((".residual1.scale", ".residual2.scale"))]:
+            del ours[name]
+    if not isinstance(encoder.position, Learned):
+        ours.pop("pos_embed", None)
+
+
+def _with_prefix(ours: Tensors, config: ClassifierConfig | None) -> Tensors:
+    """The prefix tokens as one tensor, and the position table apart from the places of the prefix."""
+    tokens = {name: ours.pop(name)[0] for name in ("cls_token", "dist_token", "reg_token") if name in ours}
+    width = next((t.shape[0] for name, t in ours.items() if name.startswith("encoder.stem.") and t.ndim == 1), 0)
+    prefix = torch.cat(list(tokens.values())) if tokens else torch.zeros(0, width)
     if "pos_embed" in ours:
         places = ours.pop("pos_embed")[0]
-        slots = next(
-            (n for n in _possible_slots(num_prefix, config) if _is_square(len(places) - n)),
-            None,
-        )
-        if slots is None:
-            raise InputError(
-                f"pos_embed has {len(places)} places, no square grid with {num_prefix} prefix tokens; "
-                "vitreous reads positions learned on square images"
-            )
-        side = math.isqrt(len(places) - slots)
-        ours["encoder.position.table"] = places[slots:].reshape(side, side, -1)
-        if slots and class_token:
+        known = None if config is None else config.encoder
+        grid = known.grid if known is not None else None
+        slots = _slots(len(places), len(prefix), grid)
+        if grid is None:
+            side = math.isqrt(len(places) - slots)
+            grid = side, side
+        ours["encoder.position.table"] = places[slots:].unflatten(0, grid)
+        if slots and "cls_token" in tokens:
             ours["encoder.position.class_token"] = places[:1]
             prefix = torch.cat([prefix[:1], prefix[1:] + places[1:slots]])
         elif slots:
@@ -186,11 +272,100 @@ def from_timm(tensors: Mapping[str, Tensor], *, config: ClassifierConfig | None 
     return ours
 
 
-def _possible_slots(num_prefix: int, config: ClassifierConfig | None) -> list[int]:
-    if config is None:
-        return [num_prefix, 0]
-    return [num_prefix if _class_token_slot(config.encoder) else 0]
+def _slots(places: int, prefix: int, grid: tuple[int, int] | None) -> int:
+    """How many of the places are those of prefix tokens: all of them or none."""
+    for slots in (prefix, 0):
+        if places - slots == math.prod(grid) if grid else _is_square(places - slots):
+            return slots
+    raise InputError(
+        f"pos_embed has {places} places, no square grid with {prefix} prefix tokens; "
+        "vitreous reads positions learned on square images"
+    )
 
 
 def _is_square(number: int) -> bool:
     return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def _side(number: int, what: str) -> int:
+    if not _is_square(number):
+        raise InputError(f"{what}, no square grid; vitreous reads positions learned on square images")
+    return math.isqrt(number)
+
+
+def to_timm(classifier: Classifier) -> Tensors:
+    """The tensors of a classifier that `describe` can describe, under timm's names."""
+    config, tensors = classifier.config, dict(classifier.state_dict())
+    encoder = config.encoder
+    if isinstance(encoder, ResNetConfig):
+        tensors["head.linear.weight"] = tensors["head.linear.weight"][..., None, None]
+        return rename(tensors, (*RESNET_RULES, *RULES))
+    assert isinstance(encoder, ViTConfig)
+    assert isinstance(classifier.encoder, ViT)
+    rotary = isinstance(encoder.position, RoPE2d)
+    if rotary and encoder.layer_scale is None:
+        one = torch.ones(encoder.width)
+        names = [f"encoder.blocks.{i}.residual{k}.scale" for i in range(encoder.depth) for k in (1, 2)]
+        tensors |= {name: one.clone() for name in names}
+    for i in range(encoder.depth):
+        block = f"encoder.blocks.{i}."
+        if isinstance(encoder.feed_forward, SwiGLU) and not rotary:
+            for kind in ("weight", "bias"):
+                gate, up = (tensors.pop(f"{block}mlp.{part}.{kind}") for part in ("gate", "up"))
+                tensors[f"{block}mlp.up.{kind}"] = torch.cat([gate, up])
+        if isinstance(encoder.block, Parallel):
+            _join_parallel(tensors, block, f"blocks.{i}.")
+    _join_relative(tensors, encoder)
+    theirs = _without_prefix(tensors, classifier.encoder)
+    stem = encoder.stem
+    return rename(
+        theirs,
+        (
+            *((HYBRID_RULES if stem.units else ROOT_RULES) if isinstance(stem, ResNetStem) else ()),
+            *(EVA_RULES if rotary and isinstance(encoder.feed_forward, SwiGLU) else EVA_RULES[:2] if rotary else ()),
+            *(PARALLEL_RULES if isinstance(encoder.block, Parallel) else ()),
+            *(NORMED_MEAN_RULES if isinstance(config.pooling, Mean) else ()),
+            *(RELATIVE_RULES[2:] if getattr(encoder.position, "shared", False) else RELATIVE_RULES),
+            *RULES,
+        ),
+    )
+
+
+def _join_parallel(tensors: Tensors, ours: str, theirs: str) -> None:
+    kinds = {kind: tensors.pop(f"{ours}attention.qkv.{kind}", None) for kind in ("weight", "bias")}
+    for kind, qkv in kinds.items():
+        up = tensors.pop(f"{ours}mlp.up.{kind}")
+        if qkv is None:
+            tensors[f"{theirs}mlp_bias"] = up
+        else:
+            tensors[f"{theirs}in_proj.{kind}"] = torch.cat([up, qkv])
+
+
+def _join_relative(tensors: Tensors, encoder: ViTConfig) -> None:
+    if not isinstance(encoder.position, RelativeBias):
+        return
+    for i in range(1 if encoder.position.shared else encoder.depth):
+        layer = f"encoder.position.layers.{i}."
+        rows = [tensors.pop(f"{layer}table").flatten(0, 1), tensors.pop(f"{layer}class_token", None)]
+        module = "shared_rel_pos" if encoder.position.shared else f"blocks.{i}.attn.rel_pos"
+        tensors[f"{module}.relative_position_bias_table"] = torch.cat([row for row in rows if row is not None])
+
+
+def _without_prefix(tensors: Tensors, vit: ViT) -> Tensors:
+    encoder = vit.config
+    prefix, slot = tensors.pop("encoder.prefix"), tensors.pop("encoder.position.class_token", None)
+    table = tensors.pop("encoder.position.table", None)
+    if isinstance(vit.position, SinCos2dEmbedding):
+        table = vit.position.vectors(encoder.grid, prefix.device)
+    if encoder.class_token:
+        tensors["cls_token"] = prefix[None, :1]
+    if "head.distillation.weight" in tensors:
+        tensors["dist_token"] = prefix[None, 1:2]
+    elif encoder.num_registers:
+        tensors["reg_token"] = prefix[None, int(encoder.class_token) :]
+    if table is not None:
+        places = table.reshape(-1, encoder.width)
+        if slot is not None:  # timm then keeps a place for each register, too
+            places = torch.cat([slot, places.new_zeros(encoder.num_registers, encoder.width), places])
+        tensors["pos_embed"] = places[None]
+    return tensors

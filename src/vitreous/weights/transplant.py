@@ -1,37 +1,48 @@
 """Transplants: a trained encoder in a classifier for other classes or another image size."""
 
+import dataclasses
+
 import torch
+from torch import Tensor
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.errors import InputError
-from vitreous.position import Learned, resample
-from vitreous.variants import paper_name
+from vitreous.position import EveryLayer, Learned, Learned2d, Position
+from vitreous.relative import RelativeBias, RelativeKeys
+from vitreous.resampling import resample
+from vitreous.tokens import Encoder
+from vitreous.variants import title
 from vitreous.vit import ViTConfig
 from vitreous.weights.mapping import Tensors, check
 from vitreous.weights.product import Product
+
+MAY_DIFFER = frozenset(
+    (
+        *("image_size", "pad", "class_token", "initialisation", "layer_scale"),
+        *("drop_path", "dropout", "attention_dropout"),
+        *("patch_size", "width", "depth", "mlp_dim", "channels", "num_registers", "units", "multiplier"),
+    )
+)
+"""What a transplant can change, what only training knows, and what the shapes of tensors tell."""
 
 
 @torch.no_grad()
 def fit_encoder(config: ClassifierConfig, product: Product) -> Classifier:
     """A classifier of `config` that starts from the encoder of `product`, its head at zero (Sec. 3.2).
 
-    Learned positions are resampled to the new grid. A class token the new model cannot use is left behind;
+    Positions with a table are resampled to the new grid. A class token the new model cannot use is left behind;
     the place of one that has none any more is added to it. Pooling of the same kind comes along.
 
     Raises:
         InputError: if the two encoders are not the same function; names the tensors or the field.
     """
     source, target = product.classifier.config, config
-    name = f"{paper_name(target.encoder)} with {type(target.encoder.position).__name__} positions"
-    for field in ("num_heads", "norm_eps", "feed_forward"):
-        theirs, wanted = getattr(source.encoder, field), getattr(target.encoder, field)
-        if theirs != wanted:
-            raise InputError(f"these weights do not fit {name}: they were trained with {field} {theirs}, not {wanted}")
-    theirs, wanted = source.encoder.position, target.encoder.position
-    if theirs != wanted and not (isinstance(theirs, Learned) and isinstance(wanted, Learned)):
-        raise InputError(f"these weights do not fit {name}: they were trained with position {theirs}, not {wanted}")
+    name = title(target.encoder)
+    _check_same_function(source.encoder, target.encoder, name)
     classifier = config.build()
-    encoder = _adapted(product.classifier.encoder.state_dict(), source.encoder, target.encoder)
+    encoder = product.classifier.encoder.state_dict()
+    if isinstance(source.encoder, ViTConfig) and isinstance(target.encoder, ViTConfig):
+        encoder = _adapted(encoder, source.encoder, target.encoder)
     check(encoder, classifier.encoder.state_dict(), model=name)
     classifier.encoder.load_state_dict(encoder)
     pooling, ours = (
@@ -42,6 +53,27 @@ def fit_encoder(config: ClassifierConfig, product: Product) -> Classifier:
         check(pooling, ours, model=name)
         classifier.pooling.load_state_dict(pooling)
     return classifier
+
+
+def _check_same_function(source: Encoder, target: Encoder, name: str) -> None:
+    """See that what tensors do not tell is the same."""
+    if type(source) is not type(target):
+        raise InputError(f"these weights do not fit {name}: they are a {title(source)}")
+    for field in dataclasses.fields(source):
+        theirs, wanted = getattr(source, field.name), getattr(target, field.name)
+        if field.name == "position":
+            theirs, wanted = _kind(theirs), _kind(wanted)
+        if field.name not in MAY_DIFFER and theirs != wanted:
+            raise InputError(
+                f"these weights do not fit {name}: they were trained with {field.name} {theirs}, not {wanted}"
+            )
+
+
+def _kind(position: Position) -> Position:
+    """A position embedding without what a transplant can change."""
+    if isinstance(position, Learned | Learned2d):
+        return dataclasses.replace(position, class_token_slot=True, resampling="aligned_bilinear")
+    return position
 
 
 def _adapted(tensors: Tensors, source: ViTConfig, target: ViTConfig) -> Tensors:
@@ -55,6 +87,19 @@ def _adapted(tensors: Tensors, source: ViTConfig, target: ViTConfig) -> Tensors:
     wants_slot = target.class_token and getattr(target.position, "class_token_slot", False)
     if wants_slot and source.class_token and slot is None:
         tensors["position.class_token"] = tensors["prefix"].new_zeros(1, source.width)
-    if "position.table" in tensors:
-        tensors["position.table"] = resample(tensors["position.table"], target.grid)
+    for name in [name for name in tensors if name.startswith("position.")]:
+        tensors[name] = _resized(name, tensors[name], source, target)
     return tensors
+
+
+def _resized(name: str, tensor: Tensor, source: ViTConfig, target: ViTConfig) -> Tensor:
+    """A tensor of the position embedding for the grid of `target`."""
+    rows, columns = target.grid
+    position = source.position.kind if isinstance(source.position, EveryLayer) else source.position
+    if isinstance(position, RelativeKeys) and source.grid != target.grid:
+        raise InputError(f"relative keys are of the grid they were trained on; take image_size {source.image_size}")
+    grids = {"table": (rows, columns), "row": (rows, 1), "column": (1, columns)}
+    if isinstance(position, RelativeBias):
+        grids = {"table": (2 * rows - 1, 2 * columns - 1)}
+    grid = grids.get(name.rpartition(".")[2])
+    return tensor if grid is None else resample(tensor, grid, getattr(position, "resampling", "aligned_bilinear"))

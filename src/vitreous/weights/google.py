@@ -1,0 +1,324 @@
+"""Google's .npz layouts: vision_transformer (the paper's own files, AugReg, hybrids), big_vision and BiT.
+
+Kernels are stored for right multiplication, heads apart: a query's is (width, head, head_dim), a convolution's is
+(height, width, in, out). Trained with the tanh form of GELU and flax's epsilons.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitreous.classifier import Classifier, ClassifierConfig
+from vitreous.errors import InputError
+from vitreous.feed_forward import GELU
+from vitreous.head import LinearHead
+from vitreous.pooling import AttentionPool, Mean
+from vitreous.position import Learned, SinCos2d, SinCos2dEmbedding
+from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
+from vitreous.vit import ViTConfig
+from vitreous.weights.infer import Foreign
+from vitreous.weights.mapping import Rules, Tensors, rename
+from vitreous.weights.plain import beyond_plain, refuse
+
+PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
+BLOCK = "Transformer/encoderblock_*"
+ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_1"
+# Separators are ours (a dot), the last word is flax's (kernel, scale); see `_word` for it.
+RULES: Rules = (
+    ("encoder.stem.stages.*.*.shortcut", "block*/unit*/conv_proj"),
+    ("encoder.stem.stages.*.*.shortcut_norm", "block*/unit*/gn_proj"),
+    ("encoder.stem.stages.*.*.conv1", "block*/unit*/conv1"),
+    ("encoder.stem.stages.*.*.conv2", "block*/unit*/conv2"),
+    ("encoder.stem.stages.*.*.conv3", "block*/unit*/conv3"),
+    ("encoder.stem.stages.*.*.norm1", "block*/unit*/gn1"),
+    ("encoder.stem.stages.*.*.norm2", "block*/unit*/gn2"),
+    ("encoder.stem.stages.*.*.norm3", "block*/unit*/gn3"),
+    ("encoder.stem.root", "conv_root"),
+    ("encoder.stem.norm", "gn_root"),
+    ("encoder.stem.patches", "embedding"),
+    ("encoder.stem", "embedding"),
+    ("encoder.blocks.*.norm1", f"{BLOCK}/LayerNorm_0"),
+    ("encoder.blocks.*.attention.query", f"{ATTENTION}/query"),
+    ("encoder.blocks.*.attention.key", f"{ATTENTION}/key"),
+    ("encoder.blocks.*.attention.value", f"{ATTENTION}/value"),
+    ("encoder.blocks.*.attention.out", f"{ATTENTION}/out"),
+    ("encoder.blocks.*.norm2", f"{BLOCK}/LayerNorm_2"),
+    ("encoder.blocks.*.mlp.up", f"{BLOCK}/MlpBlock_3/Dense_0"),
+    ("encoder.blocks.*.mlp.down", f"{BLOCK}/MlpBlock_3/Dense_1"),
+    ("encoder.norm", "Transformer/encoder_norm"),
+    ("pooling.query", "MAPHead_0/MultiHeadDotProductAttention_0/query"),
+    ("pooling.key", "MAPHead_0/MultiHeadDotProductAttention_0/key"),
+    ("pooling.value", "MAPHead_0/MultiHeadDotProductAttention_0/value"),
+    ("pooling.out", "MAPHead_0/MultiHeadDotProductAttention_0/out"),
+    ("pooling.norm", "MAPHead_0/LayerNorm_0"),
+    ("pooling.mlp.up", "MAPHead_0/MlpBlock_0/Dense_0"),
+    ("pooling.mlp.down", "MAPHead_0/MlpBlock_0/Dense_1"),
+    ("head.representation", "pre_logits"),
+    ("head.linear", "head"),
+)
+CURRENT_NAMES = {
+    "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
+    "LayerNorm_2": "LayerNorm_1",
+    "MlpBlock_3": "MlpBlock_0",
+}
+"""What flax now calls the modules of a block; big_vision's files have these."""
+BIT_RULES: Rules = (
+    ("encoder.root", "resnet/root_block/standardized_conv2d"),
+    ("encoder.stages.*.*.shortcut", "resnet/block*/unit*/a/proj/standardized_conv2d"),
+    *(
+        rule
+        for number, letter in enumerate("abc", 1)
+        for rule in (
+            (f"encoder.stages.*.*.conv{number}", f"resnet/block*/unit*/{letter}/standardized_conv2d"),
+            (f"encoder.stages.*.*.norm{number}", f"resnet/block*/unit*/{letter}/group_norm"),
+        )
+    ),
+    ("encoder.norm", "resnet/group_norm"),
+    ("head.linear", "resnet/head/conv2d"),
+)
+VISION_TRANSFORMER = Epsilons(norm=1e-6, variance=0.0, deviation=1e-5)
+BIG_VISION = Epsilons(norm=1e-5, variance=1e-10, deviation=0.0)
+
+
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of one of Google's layouts."""
+    return any(
+        name.endswith(("Transformer/encoder_norm/scale", "root_block/standardized_conv2d/kernel")) for name in tensors
+    )
+
+
+def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
+    """The model in a Google file; `document` is not used, the files stand alone.
+
+    Raises:
+        InputError: if a tensor has another rank than its name says.
+    """
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), "")
+    outside = sorted({name.partition("/")[0] for name in tensors if not name.startswith(prefix)})
+    theirs = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    left = tuple(f"everything under {name}/" for name in outside)
+    if "resnet/root_block/standardized_conv2d/kernel" in theirs:
+        return _read_bit(theirs, left)
+    theirs = _one_block_each(theirs)
+    theirs = {_original_name(name): tensor for name, tensor in theirs.items()}
+    hybrid = "conv_root/kernel" in theirs
+    ours: Tensors = {}
+    for name, tensor in _ours(theirs, RULES, hybrid=hybrid).items():
+        ours[name] = _from_kernel(name, tensor)
+    num_heads = next((t.shape[1] for name, t in theirs.items() if name.endswith("/query/kernel")), None)
+    for group in [name.removesuffix(".query.weight") for name in ours if name.endswith(".query.weight")]:
+        _join_heads(ours, group)
+    if (probe := ours.pop("MAPHead_0/probe", None)) is not None:
+        ours["pooling.probe"] = probe
+    _read_positions(ours)
+    big_vision = "pos_embedding" in theirs
+    view = {"crop_ratio": 0.875} if big_vision else {"squash": True, "crop_ratio": 1.0}
+    return Foreign(
+        tensors=ours,
+        num_heads=num_heads,
+        feed_forward=GELU(tanh=True),
+        pooling=None if "pooling.probe" in ours or len(ours["encoder.prefix"]) else Mean(),
+        position=SinCos2d(),
+        resnet=VISION_TRANSFORMER,
+        view=view | {"interpolation": "bilinear"},
+        assumed=("fixed sine-cosine positions",) if "encoder.position.table" not in ours else (),
+        left=left,
+    )
+
+
+def _read_bit(theirs: Tensors, left: tuple[str, ...]) -> Foreign:
+    ours = {name: _from_kernel(name, tensor) for name, tensor in _ours(theirs, BIT_RULES, hybrid=True).items()}
+    if (weight := ours.get("head.linear.weight")) is not None:
+        ours["head.linear.weight"] = weight.flatten(1)
+    view = {"squash": True, "crop_ratio": 1.0, "interpolation": "bilinear"}
+    return Foreign(tensors=ours, resnet=BIG_VISION, pooling=Mean(), view=view, left=left)
+
+
+def _one_block_each(theirs: Tensors) -> Tensors:
+    """Blocks stacked on the first axis (big_vision's scan) taken apart."""
+    scanned, apart = "Transformer/encoderblock/", {}
+    for name, tensor in theirs.items():
+        if not name.startswith(scanned):
+            apart[name] = tensor
+            continue
+        for i, layer in enumerate(tensor):
+            apart[f"Transformer/encoderblock_{i}/{name.removeprefix(scanned)}"] = layer
+    return apart
+
+
+def _original_name(name: str) -> str:
+    """A name as the published files have it, whichever flax wrote it."""
+    match = re.match(r"(Transformer/encoderblock_\d+)/(.*)", name)
+    if match is None:
+        return name
+    rest = match[2].replace("LayerNorm_1", "LayerNorm_2")
+    rest = re.sub(r"MultiHeadDotProductAttention_\d", "MultiHeadDotProductAttention_1", rest)
+    return f"{match[1]}/{re.sub(r'MlpBlock_[0-9]', 'MlpBlock_3', rest)}"
+
+
+def _ours(theirs: Tensors, rules: Rules, *, hybrid: bool) -> Tensors:
+    """Tensors under our names, still in their shapes."""
+    renamed: Tensors = {}
+    if not hybrid:
+        rules = tuple(rule for rule in rules if rule[0] != "encoder.stem.patches")
+    for name, tensor in theirs.items():
+        module, _, word = name.rpartition("/")
+        [(ours, _)] = rename({module: tensor}, tuple((right, left) for left, right in rules)).items()
+        ours = re.sub(r"stages\.(\d+)\.(\d+)", lambda match: f"stages.{int(match[1]) - 1}.{int(match[2]) - 1}", ours)
+        word = {"kernel": "weight", "scale": "weight", "gamma": "weight", "beta": "bias"}.get(word, word)
+        renamed[f"{ours}.{word}" if ours != module else name] = tensor
+    return renamed
+
+
+def _from_kernel(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in torch's shape."""
+    if name.endswith(".weight"):
+        if tensor.ndim == 4 and tensor.shape[:3] == (1, 1, 1):  # group norms of old files
+            return tensor.flatten()
+        if tensor.ndim == 4:
+            return tensor.permute(3, 2, 0, 1)
+        if tensor.ndim == 3:  # heads apart: first for what leaves them, last for what enters
+            return (tensor.flatten(0, 1) if name.endswith(".out.weight") else tensor.flatten(1)).T
+        if tensor.ndim == 2:
+            return tensor.T
+    return tensor.flatten() if name.endswith(".bias") else tensor
+
+
+def _join_heads(ours: Tensors, group: str) -> None:
+    """Query, key and value as the one layer, or in attention pooling the two, that we have."""
+    parts = ("query", "key", "value") if group.endswith("attention") else ("key", "value")
+    joined = "qkv" if len(parts) == 3 else "key_value"
+    for kind in ("weight", "bias"):
+        found = [ours.get(f"{group}.{part}.{kind}") for part in parts]
+        if any(tensor is not None for tensor in found):
+            missing = next((part for part, tensor in zip(parts, found) if tensor is None), None)
+            if missing:
+                raise InputError(f"{group}: the {kind} of {missing} is missing; fetch the file again")
+            ours[f"{group}.{joined}.{kind}"] = torch.cat([ours.pop(f"{group}.{part}.{kind}") for part in parts])
+
+
+def _read_positions(ours: Tensors) -> None:
+    """Class token and position table."""
+    width = ours["encoder.norm.weight"].shape[0]
+    cls = ours.pop("cls", None)
+    ours["encoder.prefix"] = torch.zeros(0, width) if cls is None else cls[0]
+    for name, slot in (("pos_embedding", 0), ("Transformer/posembed_input/pos_embedding", int(cls is not None))):
+        if name in ours:
+            places = ours.pop(name)[0]
+            side = round((len(places) - slot) ** 0.5)
+            if side * side + slot != len(places):
+                raise InputError(f"{name} has {len(places)} places, no square grid with {slot} for the class token")
+            ours["encoder.position.table"] = places[slot:].unflatten(0, (side, side))
+            if slot:
+                ours["encoder.position.class_token"] = places[:1]
+
+
+def write(classifier: Classifier) -> Tensors:
+    """The tensors of a classifier as Google's code reads them: vision_transformer's names, or big_vision's.
+
+    The former where the class token has a place of its own, as in the paper; the latter for attention pooling and
+    for positions without one. A file does not say which GELU it was trained with: Google's code takes tanh.
+
+    Raises:
+        InputError: if Google's code has no such model; says what it lacks.
+    """
+    config, encoder = classifier.config, classifier.config.encoder
+    tensors = dict(classifier.state_dict())
+    if isinstance(encoder, ResNetConfig):
+        if config.pooling != Mean() or not isinstance(config.head, LinearHead) or config.head.representation:
+            raise InputError(
+                "BiT's layout has a ResNet with mean pooling and a linear head only; write vitreous or timm"
+            )
+        tensors["head.linear.weight"] = tensors["head.linear.weight"][..., None, None]
+        return _theirs(tensors, BIT_RULES, words=("gamma", "beta"), two_digits=True)
+    assert isinstance(encoder, ViTConfig)
+    refuse("Google's code", _lacks(config), instead="vitreous or timm")
+    prefix, slot = tensors.pop("encoder.prefix"), tensors.pop("encoder.position.class_token", None)
+    table = tensors.pop("encoder.position.table", None)
+    for i in range(encoder.depth):
+        _split_heads(tensors, f"encoder.blocks.{i}.attention", "qkv", ("query", "key", "value"), encoder.num_heads)
+        _apart(tensors, f"encoder.blocks.{i}.attention.out", encoder.num_heads, leaves=True)
+    if isinstance(config.pooling, AttentionPool):
+        _split_heads(tensors, "pooling", "key_value", ("key", "value"), encoder.num_heads)
+        _apart(tensors, "pooling.query", encoder.num_heads)
+        _apart(tensors, "pooling.out", encoder.num_heads, leaves=True)
+    original = slot is not None
+    theirs = _theirs(tensors, RULES, words=("scale", "bias"), current_names=not original)
+    if encoder.class_token:
+        theirs["cls"] = prefix[None]
+    if isinstance(classifier.encoder.position, SinCos2dEmbedding):
+        table = None  # computed there as here
+    if table is not None:
+        places = table.flatten(0, 1)
+        if slot is not None:
+            places = torch.cat([slot, places])
+        theirs["Transformer/posembed_input/pos_embedding" if original else "pos_embedding"] = places[None]
+    return theirs
+
+
+def _lacks(config: ClassifierConfig) -> dict[str, str]:
+    """What of a model Google's code has not."""
+    encoder, lacks = config.encoder, beyond_plain(config)
+    assert isinstance(encoder, ViTConfig)
+    has = {
+        "class_token": True,
+        "feed_forward": isinstance(encoder.feed_forward, GELU),
+        "stem": isinstance(encoder.stem, ResNetStem),
+        "position": isinstance(encoder.position, Learned) or encoder.position == SinCos2d(),
+        "pooling": config.pooling in (Mean(), AttentionPool()),
+        "head": isinstance(config.head, LinearHead),
+    }
+    return {name: value for name, value in lacks.items() if not has.get(name)}
+
+
+def _split_heads(tensors: Tensors, group: str, joined: str, parts: tuple[str, ...], num_heads: int) -> None:
+    for kind in ("weight", "bias"):
+        for part, tensor in zip(parts, tensors.pop(f"{group}.{joined}.{kind}").chunk(len(parts)), strict=True):
+            tensors[f"{group}.{part}.{kind}"] = tensor
+    for part in parts:
+        _apart(tensors, f"{group}.{part}", num_heads)
+
+
+def _apart(tensors: Tensors, layer: str, num_heads: int, *, leaves: bool = False) -> None:
+    """A layer's weight as a kernel with heads apart; `leaves` for the one that takes their output."""
+    kernel = tensors[f"{layer}.weight"].T
+    tensors[f"{layer}.weight"] = kernel.unflatten(0 if leaves else 1, (num_heads, -1))
+    if not leaves:
+        tensors[f"{layer}.bias"] = tensors[f"{layer}.bias"].unflatten(0, (num_heads, -1))
+
+
+def _theirs(
+    tensors: Tensors,
+    rules: Rules,
+    *,
+    words: tuple[str, str],
+    two_digits: bool = False,
+    current_names: bool = False,
+) -> Tensors:
+    """Tensors under Google's names and in their shapes; kernels with heads apart are so already."""
+    theirs: Tensors = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        numbered = re.sub(
+            r"stages\.(\d+)\.(\d+)", lambda match: f"stages.{int(match[1]) + 1}.{int(match[2]) + 1}", module
+        )
+        [(renamed, _)] = rename({numbered: tensor}, rules).items()
+        if two_digits:
+            renamed = re.sub(r"unit(\d+)", lambda match: f"unit{int(match[1]):02d}", renamed)
+        if current_names and renamed.startswith("Transformer/encoderblock"):
+            for original, current in CURRENT_NAMES.items():
+                renamed = renamed.replace(original, current)
+        if module == "pooling":
+            theirs["MAPHead_0/probe"] = tensor
+        elif kind == "bias":
+            norm = "norm" in module
+            theirs[f"{renamed}/{words[1] if norm else 'bias'}"] = tensor
+        elif tensor.ndim == 1:
+            theirs[f"{renamed}/{words[0]}"] = tensor
+        else:
+            kernel = tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor
+            theirs[f"{renamed}/kernel"] = kernel
+    return theirs

@@ -1,0 +1,45 @@
+"""Which project's layout a state dict has, and the model that is in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitreous.classifier import Classifier
+from vitreous.errors import InputError, some
+from vitreous.weights import dino, google, huggingface, mae, timm, torchvision
+from vitreous.weights.infer import Foreign, infer, with_head
+from vitreous.weights.mapping import Tensors, instantiate
+
+# In this order: the first that fits reads. timm's names are the ground others build on, so it comes last.
+LAYOUTS = (google, huggingface, torchvision, mae, dino, timm)
+
+
+def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
+    """The model in tensors of any layout; `document` is the config.json beside them, or empty.
+
+    Raises:
+        InputError: if no layout has these names, or the model is one that vitreous lacks.
+    """
+    if "encoder.prefix" in tensors or "encoder.root.weight" in tensors:
+        return Foreign(tensors=tensors)
+    layout = next((layout for layout in LAYOUTS if layout.fits(tensors)), None)
+    if layout is None:
+        raise InputError(
+            f"these are not the tensors of a ViT or a BiT ResNet in a layout that vitreous reads (its own, timm's, "
+            f"transformers', torchvision's, Google's, DINO's, MAE's); they are {some(list(tensors), most=3)}"
+        )
+    try:
+        return layout.read(tensors, document)
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"a tensor is missing or misshapen ({error}); fetch the weights again") from error
+
+
+def classifier_of(foreign: Foreign) -> Classifier:
+    """The classifier that has these tensors; one without a head gets one that says zero of a single class.
+
+    Raises:
+        InputError: if the tensors are not exactly those of a ViT or a BiT ResNet; names the first that differ.
+    """
+    config = infer(foreign)
+    return instantiate(config, with_head(foreign.tensors, config))

@@ -1,0 +1,91 @@
+"""torchvision's layout of a ViT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitreous.classifier import Classifier
+from vitreous.errors import InputError
+from vitreous.vit import ViTConfig
+from vitreous.weights.infer import Foreign
+from vitreous.weights.mapping import Rules, Tensors, inverse, rename
+from vitreous.weights.plain import beyond_plain, refuse
+from vitreous.weights.timm import IMAGENET
+
+LAYER = "encoder.layers.encoder_layer_*"
+RULES: Rules = (
+    ("encoder.stem", "conv_proj"),
+    ("encoder.blocks.*.norm1", f"{LAYER}.ln_1"),
+    ("encoder.blocks.*.attention.out", f"{LAYER}.self_attention.out_proj"),
+    ("encoder.blocks.*.norm2", f"{LAYER}.ln_2"),
+    ("encoder.blocks.*.mlp.up", f"{LAYER}.mlp.0"),
+    ("encoder.blocks.*.mlp.down", f"{LAYER}.mlp.3"),
+    ("encoder.norm", "encoder.ln"),
+    ("head.representation", "heads.pre_logits"),
+    ("head.linear", "heads.head"),
+)
+OLD_RULES: Rules = (
+    ("encoder.blocks.*.mlp.up", f"{LAYER}.mlp.linear_1"),
+    ("encoder.blocks.*.mlp.down", f"{LAYER}.mlp.linear_2"),
+)
+"""Of files from before torchvision 0.13."""
+
+
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are torchvision's names."""
+    return "conv_proj.weight" in tensors
+
+
+def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
+    """A state dict of torchvision's VisionTransformer; there is no config.json of its own.
+
+    Raises:
+        InputError: if the position table is not one of a square image.
+    """
+    theirs = dict(tensors)
+    ours: Tensors = {}
+    for name in [name for name in theirs if ".self_attention.in_proj_" in name]:
+        block, _, kind = name.rpartition(".self_attention.in_proj_")
+        ours[f"encoder.blocks.{block.rpartition('_')[2]}.attention.qkv.{kind}"] = theirs.pop(name)
+    if "class_token" in theirs:
+        ours["encoder.prefix"] = theirs.pop("class_token")[0]
+    if (places := theirs.pop("encoder.pos_embedding", None)) is not None:
+        side = round((places.shape[1] - 1) ** 0.5)
+        if side * side + 1 != places.shape[1]:
+            raise InputError(f"encoder.pos_embedding has {places.shape[1]} places, no square grid and a class token")
+        ours["encoder.position.class_token"] = places[0, :1]
+        ours["encoder.position.table"] = places[0, 1:].unflatten(0, (side, side))
+    ours |= rename(theirs, (*inverse(OLD_RULES), *inverse(RULES)))
+    return Foreign(
+        tensors=ours,
+        resampling="aligned_bicubic",
+        view=IMAGENET | {"crop_ratio": 224 / 256, "interpolation": "bilinear"},
+        assumed=("ImageNet mean and deviation", "bilinear resize", "crop ratio 0.875"),
+    )
+
+
+def write(classifier: Classifier) -> Tensors:
+    """The tensors of torchvision's VisionTransformer.
+
+    Raises:
+        InputError: if torchvision's ViT is not this model; says what it lacks.
+    """
+    encoder = classifier.config.encoder
+    lacks = beyond_plain(classifier.config)
+    if isinstance(getattr(classifier.config.head, "representation", None), int):
+        lacks.pop("head")
+    if encoder.image_shape[0] != encoder.image_shape[1]:
+        lacks["image_size"] = f"image_size={encoder.image_size}"
+    refuse("torchvision", lacks, instead="vitreous or timm")
+    assert isinstance(encoder, ViTConfig)
+    tensors = dict(classifier.state_dict())
+    theirs: Tensors = {"class_token": tensors.pop("encoder.prefix")[None]}
+    table, slot = tensors.pop("encoder.position.table"), tensors.pop("encoder.position.class_token")
+    theirs["encoder.pos_embedding"] = torch.cat([slot, table.flatten(0, 1)])[None]
+    for i in range(encoder.depth):
+        for kind in ("weight", "bias"):
+            attention = f"encoder.layers.encoder_layer_{i}.self_attention"
+            theirs[f"{attention}.in_proj_{kind}"] = tensors.pop(f"encoder.blocks.{i}.attention.qkv.{kind}")
+    return theirs | rename(tensors, RULES)

@@ -1,14 +1,16 @@
-"""Our ViT beside the implementations a user would pick instead: the same shape, in turn, in one process.
+"""Our ViT beside the implementations a user would pick instead: the same shape and optimizer, turn by turn.
 
     python benchmarks/against_peers.py forward [--quick] [--out benchmarks/results/NAME.json]
     python benchmarks/against_peers.py step [--sizes S --batches 8] [--threads 1] [--device cuda --compile]
 
-`forward` is inference, `step` is forward, cross-entropy, backward and AdamW. In each round every peer has a turn, in
-random order. On a CPU two processes take the rounds alternately: `system` with memory as the C library handles it,
-`kept` after `keep_freed_memory`. Ratios are medians over rounds of what the other took / what this one took, so above
-1 this one is faster: `x timm` with the same memory, `x rival` to the fastest eager peer that is not ours, with the
-system's. CPU time is of all threads. `of matmul`: the model's matrix products in that time, as a share of the rate of
-one big product. Every peer has the same shape and optimizer. Leave the machine alone meanwhile.
+`forward` is inference, `step` is forward, cross-entropy, backward and AdamW. In each round everyone has a turn, in
+random order. On a CPU each peer lives in two processes of its own, as glibc's thresholds follow what a process did
+before: in one, `system`, memory is as the C library handles it; in the other, `kept`, as after `keep_freed_memory`.
+
+Ratios are medians over rounds of what another took / what this one took, so above 1 this one is faster: `x timm` with
+the same memory; `x rival` to the fastest eager peer that is not ours, with the system's; `x system` to itself with
+the system's. CPU time is of all threads. `of matmul`: the model's matrix products in that time, as a share of the rate
+of one big product. Leave the machine alone meanwhile; idle peers keep their memory (S in steps of 8: 10 GB together).
 """
 
 import argparse
@@ -18,8 +20,8 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -162,7 +164,11 @@ PEERS = {
     "torchvision": torchvision_model,
     "vit-pytorch": vit_pytorch_model,
 }
+IMPORTS = ["timm", "torchvision", "transformers.models.vit.modeling_vit", "vit_pytorch", "vitreous.classifier"]
 COMPILED = " compiled"
+MATMUL = "matmul"
+PRODUCT = {"cpu": 2048, "cuda": 8192}
+"""Side of the square matrices whose product is the yardstick."""
 
 
 def num_parameters(peer: str, shape: Shape) -> int:
@@ -245,9 +251,10 @@ def work_of(case: Case, peer: str, world: distributed.World) -> Callable[[], obj
     return step
 
 
-def product_of(side: int, device: str, dtype: torch.dtype) -> Callable[[], object]:
-    """A matrix product of `side`: what the device does at best."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+def product_of(world: distributed.World) -> Callable[[], object]:
+    """A big matrix product: what the device does at best."""
+    side = PRODUCT[world.device.type]
+    a, b = (torch.randn(side, side, device=world.device, dtype=world.dtype) for _ in range(2))
     return lambda: a @ b
 
 
@@ -284,81 +291,91 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-def serve(connection: Connection, case: Case, *, keep: bool) -> None:
+def serve(connection: Connection, case: Case, peers: Sequence[str], memory: str) -> None:
     """Warm up, say what was found, then take the turns that are asked for until None comes."""
-    memory = keep_freed_memory() if keep else "as the system has it"
+    means = keep_freed_memory() if memory == "kept" else "as it comes"
     torch.manual_seed(SEED)
-    cuda = case.device == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
     torch.set_num_threads(case.threads)
+    dtype = torch.bfloat16 if case.device == "cuda" else torch.float32
     world = distributed.World(0, 1, torch.device(case.device), dtype, case.threads)
-    works = {peer: work_of(case, peer, world) for peer in case.peers}
-    side = 8192 if cuda else 2048
-    works["matmul"] = product_of(side, case.device, dtype)
-    calls, peaks = {}, {}
-    for peer, work in works.items():
+    works, calls, found = {}, {}, {}
+    for peer in peers:
+        work = works[peer] = product_of(world) if peer == MATMUL else work_of(case, peer, world)
         take_turn(work, case.device, calls=2)  # compiles, too
-        peaks[peer] = peak_bytes(work, case.device)
-        take_turn(work, case.device, calls=1)  # the memory comes back
+        found[peer] = {"memory_means": means, "peak_bytes": peak_bytes(work, case.device)}
+        take_turn(work, case.device, calls=1)  # what was returned comes back
         calls[peer] = max(round(TURN_S / take_turn(work, case.device, calls=1).wall_s), 1)
-    connection.send({"memory": memory, "peak_bytes": peaks, "matmul_operations": 2 * side**3})
-    for order in iter(connection.recv, None):
-        connection.send({peer: take_turn(works[peer], case.device, calls=calls[peer]) for peer in order})
+    connection.send(found)
+    for peer in iter(connection.recv, None):
+        connection.send(take_turn(works[peer], case.device, calls=calls[peer]))
 
 
 @contextmanager
-def serving(case: Case, *, keep: bool) -> Iterator[Connection]:
-    """A fresh process that runs `serve`."""
-    context = multiprocessing.get_context("spawn")
+def serving(case: Case, peers: Sequence[str], memory: str) -> Iterator[Connection]:
+    """A process that runs `serve`: fresh but for the imports, which take seconds and are done once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTS)
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, case), kwargs={"keep": keep})
+    process = context.Process(target=serve, args=(theirs, case, peers, memory))
     process.start()
     theirs.close()  # so that its end is seen here
     try:
         yield ours
         ours.send(None)
+        process.join()
     finally:
-        process.join(timeout=10)
         process.kill()
 
 
 def measure(case: Case, *, rounds: int) -> list[dict[str, Any]]:
     """A row for each peer and way to handle memory."""
-    orders = random.Random(SEED)
+    if case.device == "cpu":
+        alone = [("system", MATMUL), *((memory, peer) for memory in ("system", "kept") for peer in case.peers)]
+        teams = [(memory, [peer]) for memory, peer in alone]
+    else:  # together, or each process would keep a share of the device's memory
+        teams = [("device", [MATMUL, *case.peers])]
+    first = teams[0][0]
+    shuffled = random.Random(SEED)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     turns: dict[tuple[str, str], list[Turn]] = {}
-    with serving(case, keep=False) as system, serving(case, keep=True) as kept:
-        groups = {"system": system, "kept": kept} if case.device == "cpu" else {"device": system}
-        found = {group: connection.recv() for group, connection in groups.items()}
+    with ExitStack() as stack:
+        places = {}
+        for memory, peers in teams:
+            connection = stack.enter_context(serving(case, peers, memory))
+            for peer, facts in connection.recv().items():
+                places[memory, peer], found[memory, peer], turns[memory, peer] = connection, facts, []
         for _ in range(rounds):
-            order = orders.sample([*case.peers, "matmul"], len(case.peers) + 1)
-            for group, connection in groups.items():
-                connection.send(order)
-                for peer, turn in connection.recv().items():
-                    turns.setdefault((group, peer), []).append(turn)
-    first = next(iter(groups))
+            for place in shuffled.sample(list(places), len(places)):
+                places[place].send(place[1])
+                turns[place].append(places[place].recv())
     eager = [peer for peer in case.peers if peer != "vitreous" and not peer.endswith(COMPILED)]
     rival = min(eager, key=lambda peer: _median(turns[first, peer], "wall_s"), default="vitreous")
-    fastest = min(turn.wall_s for group in groups for turn in turns[group, "matmul"])
-    limit = found[first]["matmul_operations"] / fastest
+    limit = PRODUCT[case.device] ** 3 * 2 / min(turn.wall_s for turn in turns.pop((first, MATMUL)))
     needed = operations(case.shape) * case.batch_size * (3 if case.kind == "step" else 1)
     rows = []
-    for (group, peer), mine in turns.items():
-        if peer == "matmul":
-            continue
-        row: dict[str, Any] = {"kind": case.kind, "model": case.size, "batch": case.batch_size, "peer": peer}
-        row |= {"memory": group, "memory_means": found[group]["memory"], "rival": rival}
-        row |= {"wall_ms": _median(mine, "wall_s") * 1000, "cpu_ms": _median(mine, "cpu_s") * 1000}
-        row |= {"wall_best_ms": min(turn.wall_s for turn in mine) * 1000, "page_faults": _median(mine, "faults")}
-        row["images_per_s"] = case.batch_size * 1000 / row["wall_ms"]
-        row["share_of_matmul"] = needed / (row["wall_ms"] / 1000) / limit
-        row["matmul_flop_per_s"] = limit
-        row["peak_bytes"] = found[group]["peak_bytes"][peer]
-        for name, other in {"timm": (group, "timm"), "rival": (first, rival), "system": (first, peer)}.items():
+    for (memory, peer), mine in turns.items():
+        wall_s = _median(mine, "wall_s")
+        row: dict[str, Any] = {
+            "kind": case.kind,
+            "model": case.size,
+            "batch": case.batch_size,
+            "peer": peer,
+            "memory": memory,
+            **found[memory, peer],
+            "page_faults": _median(mine, "faults"),
+            "wall_ms": wall_s * 1000,
+            "wall_best_ms": min(turn.wall_s for turn in mine) * 1000,
+            "cpu_ms": _median(mine, "cpu_s") * 1000,
+            "images_per_s": case.batch_size / wall_s,
+            "matmul_flop_per_s": limit,
+            "share_of_matmul": needed / wall_s / limit,
+            "rival": rival,
+        }
+        for name, other in {"timm": (memory, "timm"), "rival": (first, rival), "system": (first, peer)}.items():
             if other in turns:
                 row[f"{name}_over_this_wall"] = _ratio(turns[other], mine, "wall_s")
                 row[f"{name}_over_this_cpu"] = _ratio(turns[other], mine, "cpu_s")
-        row["rounds"] = [[turn.wall_s, turn.cpu_s] for turn in mine]
-        rows.append(row)
+        rows.append({**row, "rounds": [[turn.wall_s, turn.cpu_s] for turn in mine]})
     return rows
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.vit import ViTConfig
-from vitreous.weights.timm import describe, to_timm
+from vitreous.weights.timm import to_timm
+from vitreous.weights.timm_config import describe
 
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 

@@ -1,23 +1,98 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
+from contracts import variants
 from references import random_images, randomise, tiny
+from vitreous.block import Axial, Block
 from vitreous.classifier import ClassifierConfig
-from vitreous.head import LinearHead
-from vitreous.pooling import AttentionPool, ClassToken, Mean
-from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
+from vitreous.errors import InputError
+from vitreous.feed_forward import FeedForward
+from vitreous.head import DistilledHead, LinearHead
+from vitreous.pooling import AttentionPool, ClassAndDistillation, ClassToken, Mean
+from vitreous.position import EveryLayer, Learned, Learned2d, Position, RoPE2d
+from vitreous.relative import Relative, RelativeBias
+from vitreous.resnet import ResNetConfig, ResNetStem
+from vitreous.stem import Patchify
+
+ENCODERS = [
+    *(tiny(position=position) for position in variants(Position)),
+    *(tiny(block=block) for block in variants(Block) if not isinstance(block, Axial)),
+    *(tiny(feed_forward=feed_forward) for feed_forward in variants(FeedForward)),
+    *(tiny(stem=stem) for stem in (Patchify(bias=False), ResNetStem(units=(1, 1)), ResNetStem(units=()))),
+    tiny(position=EveryLayer(kind=Learned2d(), shared=True), num_registers=2),
+    tiny(position=RelativeBias(shared=True), num_registers=2),
+    tiny(qk_norm=True, rms_norm=True, stem_norm=True, position=RoPE2d()),
+    tiny(layer_scale=0.1, qkv_bias=False, final_norm=False),
+    tiny(image_size=(32, 24), pad=True),
+]
+CLASSIFIERS = [  # a class token does not see how the patches attend to each other in the last layer
+    *(
+        ClassifierConfig(
+            encoder=encoder, pooling=Mean() if isinstance(encoder.position, Relative) else ClassToken(), num_classes=3
+        )
+        for encoder in ENCODERS
+    ),
+    *(
+        ClassifierConfig(encoder=encoder, pooling=Mean(), num_classes=3)
+        for encoder in (
+            ResNetConfig(units=(1, 1)),
+            tiny(block=Axial(), class_token=False),
+            tiny(block=Axial(), class_token=False, position=RoPE2d()),
+        )
+    ),
+    *(
+        ClassifierConfig(encoder=tiny(num_registers=1), pooling=pooling, head=head, num_classes=3)
+        for pooling, head in (
+            (ClassToken(), LinearHead(representation=16)),
+            (ClassAndDistillation(), DistilledHead()),
+            (AttentionPool(), LinearHead()),
+            (Mean(norm=True), LinearHead()),
+        )
+    ),
+]
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, 1000])
-@pytest.mark.parametrize("pooling", [ClassToken(), Mean(), AttentionPool()])
-def test_the_first_loss_is_the_logarithm_of_the_number_of_classes(num_classes, pooling):
-    model = ClassifierConfig(encoder=tiny(), pooling=pooling, num_classes=num_classes).build()
-    logits = model(random_images(4, 3, 32, 32))
-    loss = F.cross_entropy(logits, torch.tensor([0, 1, 0, 1]))
-    assert loss.item() == torch.tensor(math.log(num_classes)).item()
+def short(config):
+    """The name of a case: what differs from the default."""
+    default = ClassifierConfig(encoder=tiny(), num_classes=3)
+    parts = [
+        f"{name}={value}"
+        for ours, theirs in ((config, default), (config.encoder, default.encoder))
+        for name, value in vars(ours).items()
+        if name != "encoder" and getattr(theirs, name, None) != value
+    ]
+    return f"{type(config.encoder).__name__}({', '.join(parts)})"
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=short)
+def test_every_parameter_of_every_variant_gets_a_gradient(config):
+    model = randomise(config.build()).train()
+    loss = F.cross_entropy(model(random_images(4, 3, 32, 24)), torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.numel() and not (parameter.grad.isfinite().all() and parameter.grad.any())
+    ] == []
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=short)
+@torch.no_grad()
+def test_images_of_any_size_that_divides_give_logits(config):
+    model = randomise(config.build())
+    for size in [(8, 8), (64, 24)]:
+        logits = model(random_images(2, 3, *size))
+        assert logits.shape == (2, 3)
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=short)
+@torch.no_grad()
+def test_logits_do_not_depend_on_the_rest_of_the_batch(config):
+    model, images = randomise(config.build()), random_images(3, 3, 32, 32)
+    torch.testing.assert_close(model(images)[1:2], model(images[1:2]), atol=1e-5, rtol=1e-5)
 
 
 def test_logits_are_the_head_of_the_features():
@@ -27,18 +102,32 @@ def test_logits_are_the_head_of_the_features():
     assert torch.equal(model(images), model.head(model.features(images)))
 
 
-@pytest.mark.parametrize("position", [NoPosition(), Learned(), SinCos2d(), RoPE2d()])
-@pytest.mark.parametrize("size", [(8, 8), (64, 24)])
-def test_images_of_any_size_that_divides_give_logits(position, size):
-    model = randomise(ClassifierConfig(encoder=tiny(position=position), num_classes=3).build())
-    logits = model(random_images(2, 3, *size))
-    assert logits.shape == (2, 3)
-    assert logits.isfinite().all()
+def test_the_head_is_as_wide_as_what_is_pooled():
+    parts = {"pooling": ClassAndDistillation(), "num_classes": 3}
+    model = ClassifierConfig(encoder=tiny(num_registers=1), **parts).build()
+    assert model.head.linear.in_features == 64
+    resnet = ClassifierConfig(encoder=ResNetConfig(units=(1,), multiplier=2), pooling=Mean(), num_classes=3).build()
+    assert resnet.head.linear.in_features == 512
 
 
-def test_it_learns_one_batch_by_heart():
+def test_a_resnet_with_the_default_pooling_is_answered_with_the_one_it_has():
+    with pytest.raises(InputError, match=r"not ResNetConfig; pool with Mean\(\)"):
+        ClassifierConfig(encoder=ResNetConfig(units=(1,))).build()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "pooling"),
+    [
+        (tiny(), ClassToken()),
+        (tiny(stem=ResNetStem(units=()), position=Learned2d()), ClassToken()),
+        (tiny(block=Axial(), class_token=False, position=Learned()), Mean()),
+        (tiny(position=RelativeBias()), Mean()),
+    ],
+    ids=["ViT", "hybrid", "axial", "relative"],
+)
+def test_it_learns_one_batch_by_heart(encoder, pooling):
     torch.manual_seed(0)
-    model = ClassifierConfig(encoder=tiny(), num_classes=4).build()
+    model = ClassifierConfig(encoder=encoder, pooling=pooling, num_classes=4).build()
     images, labels = random_images(16, 3, 32, 32), torch.arange(16) % 4
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):

@@ -86,7 +86,7 @@ def test_without_a_command_there_is_help(vitreous):
         (("fit", "digits", "--device", "meta"), "device"),
         (("train", "smoke", "--minutes", "nan"), "--minutes"),
         (("train", "smoke", "--model.image_size", "18"), "take 16"),
-        (("train", "smoke", "--train_view.image_size", "18"), "multiple of model.patch_size 4"),
+        (("train", "smoke", "--train_view.image_size", "18"), "does not divide into patches of 4"),
         (("fit", "~nobody-of-that-name/photos"), "no such file or folder"),
         (("fit", "x" * 300), "too long"),
         (("predict", "x" * 300, "x.png"), "too long"),
@@ -104,11 +104,11 @@ def test_a_slip_ends_in_one_line_that_helps(arguments, hint, vitreous):
 
 
 def test_the_pattern_of_models_matches_either_name(vitreous):
-    by_paper = json.loads(vitreous("models", "b/16", "--json").out)
-    by_timm = json.loads(vitreous("models", "base_patch16", "--json").out)
+    by_paper = json.loads(vitreous("models", "b/8", "--json").out)
+    by_timm = json.loads(vitreous("models", "base_patch8", "--json").out)
     assert by_paper == by_timm
-    assert by_paper[0]["parameters"] == 86_567_656
-    assert "86,567,656" in vitreous("models").out
+    assert by_paper[0]["parameters"] == 86_576_872
+    assert "86,576,872" in vitreous("models").out
 
 
 def test_doctor_tells_the_same_to_people_and_machines(vitreous):
@@ -375,11 +375,11 @@ def test_a_dry_run_of_fit_prints_its_plan(photos, vitreous, monkeypatch):
 
 def test_a_size_in_the_name_of_a_model_counts(photos, vitreous, monkeypatch, trained):
     monkeypatch.setattr("vitreous.planning.PROBE_S", 0.05)
-    assert "20 pixels" in vitreous("fit", photos, "--model", "32x1/4@20", "--dry-run").out
+    assert "20 px" in vitreous("fit", photos, "--model", "32x1/4@20", "--dry-run").out
     again = vitreous("fit", photos, "--weights", trained, "--model", "32x2/4@20", "--dry-run")
-    assert "20 pixels" in again.out
+    assert "20 px" in again.out
     both = vitreous("fit", photos, "--model", "32x1/4@20", "--image-size", "24", "--dry-run")
-    assert "24 pixels" in both.out
+    assert "24 px" in both.out
 
 
 def test_weights_without_a_head_name_no_classes(trained, photos, vitreous, tmp_path):

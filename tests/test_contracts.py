@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,25 +8,32 @@ import torch.nn.functional as F
 
 from contracts import UNBUILDABLE, configs, variants
 from references import random_images, randomise, tiny
+from vitreous.block import Axial, Block
 from vitreous.classifier import ClassifierConfig
 from vitreous.config import from_dict
 from vitreous.feed_forward import FeedForward
 from vitreous.fields import walk
-from vitreous.head import Head
-from vitreous.pooling import Pooling
+from vitreous.head import DistilledHead, Head
+from vitreous.pooling import ClassAndDistillation, Mean, Pooling
 from vitreous.position import Position
+from vitreous.resnet import ResNetConfig
 from vitreous.stem import Stem
 from vitreous.vit import ViTConfig
 
 CONFIGS = [cls for cls in configs() if cls.__name__ not in UNBUILDABLE]
+LONG = tiny(patch_size=16, num_registers=1, image_size=32)  # what every part can work with
 PARTS = [
     *(
-        ClassifierConfig(encoder=tiny(**{field: part}), num_classes=3)
-        for field, base in (("stem", Stem), ("position", Position), ("feed_forward", FeedForward))
+        ClassifierConfig(encoder=replace(LONG, **{field: part}, **more), pooling=Mean(), num_classes=3)
+        for field, base in (("stem", Stem), ("position", Position), ("feed_forward", FeedForward), ("block", Block))
         for part in variants(base)
+        for more in [{"class_token": False, "num_registers": 0} if isinstance(part, Axial) else {}]
     ),
-    *(ClassifierConfig(encoder=tiny(), num_classes=3, pooling=part) for part in variants(Pooling)),
-    *(ClassifierConfig(encoder=tiny(), num_classes=3, head=part) for part in variants(Head)),
+    *(ClassifierConfig(encoder=LONG, num_classes=3, pooling=part) for part in variants(Pooling)),
+    *(ClassifierConfig(encoder=LONG, num_classes=3, head=part) for part in variants(Head)),
+    ClassifierConfig(encoder=LONG, num_classes=3, pooling=ClassAndDistillation(), head=DistilledHead()),
+    ClassifierConfig(encoder=ResNetConfig(units=(1, 2)), num_classes=3, pooling=Mean()),
+    ClassifierConfig(encoder=replace(LONG, qk_norm=True, rms_norm=True, qkv_bias=False, stem_norm=True), num_classes=3),
     ClassifierConfig(encoder=tiny(num_registers=2, layer_scale=0.1, dropout=0.1, attention_dropout=0.1), num_classes=3),
 ]
 
@@ -65,7 +73,7 @@ def test_a_variant_trains_every_parameter(config):
     loss.backward()
     assert loss.isfinite()
     assert loss.dtype == torch.float32
-    still = [
-        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
-    ]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.numel()}
+    still = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
+    assert all(gradient.isfinite().all() for gradient in gradients.values() if gradient is not None)
     assert still == []

@@ -20,7 +20,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return generator(seed, "test")
 
 
-def still(size: int = 8, **options) -> TrainView:
+def still(size: int | tuple[int, int] = 8, **options) -> TrainView:
     """A training view that draws nothing."""
     return TrainView(image_size=size, **{"min_area_ratio": 1.0, "flip": False, **options})
 
@@ -55,6 +55,33 @@ def test_the_evaluation_view_equals_timms(size, crop_ratio, interpolation):
     assert torch.equal(view.normalise(view(image)), theirs(image))
 
 
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32), (64, 24), (96, 90)])
+@pytest.mark.parametrize("crop_ratio", [0.9, 0.875, 1.0])
+def test_the_evaluation_view_of_another_shape_equals_timms(shape, crop_ratio):
+    view = EvalView(image_size=shape, crop_ratio=crop_ratio)
+    theirs = create_transform((3, *shape), crop_pct=crop_ratio, interpolation="bicubic")
+    uint8 = v2.Compose([*theirs.transforms[:2], v2.PILToTensor()])
+    for width, height in [(50, 37), (37, 50), (48, 32), (49, 33), (130, 61), (61, 130), (225, 64), (20, 20), (1, 1)]:
+        image = noise(width=width, height=height)
+        assert view(image).shape == (3, *shape)
+        assert torch.equal(view(image), uint8(image))
+
+
+def test_a_squashed_view_of_another_shape_equals_timms():
+    view, image = EvalView(image_size=(96, 40), squash=True), noise(width=150, height=70)
+    theirs = create_transform((3, 96, 40), crop_pct=1.0, crop_mode="squash", interpolation="bicubic")
+    assert torch.equal(view(image), v2.Compose([*theirs.transforms[:2], v2.PILToTensor()])(image))
+
+
+def test_a_side_means_as_much_height_as_width():
+    image = noise(width=50, height=37)
+    assert torch.equal(EvalView(image_size=24)(image), EvalView(image_size=(24, 24))(image))
+    settings = {"shift_ratio": 0.1, "rotate": 15, "trivial_augment": True, "erase": 0.5}
+    for seed in range(10):
+        views = [TrainView(image_size=size, **settings)(image, rng(seed)) for size in (24, (24, 24))]
+        assert torch.equal(*views)
+
+
 def test_the_squashed_view_equals_timms():
     view = EvalView(image_size=96, squash=True)
     theirs = create_transform((3, 96, 96), crop_pct=1.0, crop_mode="squash", interpolation="bicubic")
@@ -83,19 +110,27 @@ def test_without_switches_a_training_view_is_the_resized_centre():
     assert np.array_equal(as_image(still()(image, rng())), wanted)
 
 
-def test_crops_keep_to_their_area_and_shape():
+@pytest.mark.parametrize(("shape", "box"), [((8, 16), (0, 2, 30, 17)), ((16, 4), (12, 0, 17, 20))])
+def test_without_switches_a_training_view_of_another_shape_is_the_resized_middle(shape, box):
+    image = noise(width=30, height=20)
+    wanted = image.resize(shape[::-1], Image.Resampling.BICUBIC, box=box)
+    assert np.array_equal(as_image(still(shape)(image, rng())), wanted)
+
+
+@pytest.mark.parametrize(("shape", "least", "largest"), [((32, 32), 0.25, 0.7), ((32, 64), 0.25, 1.01), ((64, 32), 0.1, 0.36)])
+def test_crops_keep_to_their_area_and_shape(shape, least, largest):
     x, y = np.meshgrid(np.arange(200), np.arange(100))
     image = Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
-    view = TrainView(image_size=32, min_area_ratio=0.25, flip=False, interpolation="nearest")
-    areas = []
+    view = TrainView(image_size=shape, min_area_ratio=least, flip=False, interpolation="nearest")
+    aspect, areas = shape[1] / shape[0], []
     for seed in range(300):
         across, down, _ = view(image, rng(seed)).int()
-        width = (across[0, -1] - across[0, 0]).item() * 32 / 31
-        height = (down[-1, 0] - down[0, 0]).item() * 32 / 31
-        assert 0.68 < width / height < 1.46
+        width = (across[0, -1] - across[0, 0]).item() * shape[1] / (shape[1] - 1)
+        height = (down[-1, 0] - down[0, 0]).item() * shape[0] / (shape[0] - 1)
+        assert 0.68 < width / height / aspect < 1.46
         areas.append(width * height / 20_000)
-    assert min(areas) > 0.22
-    assert max(areas) < 0.7  # no larger box of shape 4:3 fits
+    assert min(areas) > 0.88 * least
+    assert max(areas) < largest  # no larger box of that shape fits
     assert np.std(areas) > 0.05
 
 
@@ -117,6 +152,22 @@ def test_a_shift_moves_whole_pixels_and_repeats_the_edge():
     allowed = {padded[i : i + 8, j : j + 8].tobytes(): (i, j) for i in range(5) for j in range(5)}
     seen = {allowed[np.asarray(as_image(still(shift_ratio=0.25)(image, rng(seed)))).tobytes()] for seed in range(300)}
     assert len(seen) == 25
+
+
+def test_a_shift_is_a_fraction_of_the_side_it_moves_along():
+    image = noise(width=16, height=8)
+    padded = np.pad(np.asarray(image), ((2, 2), (4, 4), (0, 0)), mode="edge")
+    allowed = {padded[i : i + 8, j : j + 16].tobytes(): (i, j) for i in range(5) for j in range(9)}
+    view = still((8, 16), shift_ratio=0.25)
+    seen = {allowed[np.asarray(as_image(view(image, rng(seed)))).tobytes()] for seed in range(500)}
+    assert len(seen) == 45
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 128), (128, 64), (16, 128), (3, 5)])
+def test_a_rotation_leaves_no_corner_empty(shape):
+    white = Image.new("RGB", (100, 100), (255, 255, 255))
+    for seed in range(30):
+        assert (TrainView(image_size=shape, rotate=180)(white, rng(seed)) == 255).all()
 
 
 def test_a_rotation_stays_within_its_angle():
@@ -146,6 +197,21 @@ def test_erasing_paints_one_rectangle_with_the_mean():
     assert (still(40, erase=0.0)(image, rng()) == 255).all()
     share = np.mean([bool((still(40, erase=0.3)(image, rng(seed)) != 255).any()) for seed in range(300)])
     assert 0.2 < share < 0.4
+
+
+def test_erasing_stays_within_a_view_of_any_shape():
+    image = Image.new("RGB", (40, 40), (255, 255, 255))
+    heights, widths = [], []
+    for seed in range(100):
+        pixels = still((16, 48), erase=1.0, mean=(0.0, 0.0, 0.0))(image, rng(seed))
+        painted = (pixels == 0).all(0)
+        rows, columns = painted.any(1).sum(), painted.any(0).sum()
+        assert painted.sum() == rows * columns
+        assert 0.01 < painted.float().mean() < 0.36
+        heights.append(int(rows))
+        widths.append(int(columns))
+    assert max(heights) == 16
+    assert 16 < max(widths) <= 48
 
 
 def test_trivial_augment_is_torchvisions_and_changes_images():
@@ -184,6 +250,7 @@ def test_no_global_generator_is_touched():
         (EvalView, "crop_ratio", 0),
         (EvalView, "crop_ratio", 1.1),
         (EvalView, "image_size", 0),
+        (EvalView, "image_size", (0, 224)),
         (TrainView, "min_area_ratio", 0),
         (TrainView, "shift_ratio", -0.1),
         (TrainView, "rotate", 181),
@@ -192,12 +259,13 @@ def test_no_global_generator_is_touched():
     ],
 )
 def test_a_setting_out_of_range_is_refused(kind, field, value):
-    with pytest.raises(InputError, match=f"^{field} is {value}; it must"):
+    number = min(value) if isinstance(value, tuple) else value
+    with pytest.raises(InputError, match=f"^{field} is {number}; it must"):
         kind(**{field: value})
 
 
 def test_views_survive_json():
-    for view in (everything(), EvalView(squash=True, mean=(0.1, 0.2, 0.3))):
+    for view in (everything(), EvalView(squash=True, mean=(0.1, 0.2, 0.3)), EvalView(image_size=(32, 48))):
         assert config.from_dict(view.to_dict()) == view
     assert all(field.doc for field in walk(TrainView()))
 
@@ -208,3 +276,6 @@ def test_a_view_asks_for_enough_pixels_for_its_smallest_crop():
     assert short * (0.08**0.5) >= 224
     assert dataclasses.replace(view, min_area_ratio=1.0).min_side == 224
     assert EvalView().min_side == 248
+    assert EvalView(image_size=(90, 45)).min_side == 100
+    assert EvalView(image_size=(45, 90), squash=True).min_side == 90
+    assert still((45, 90)).min_side == 90

@@ -39,11 +39,7 @@ def test_kept_patches_keep_their_places_image_by_image():
 
 def test_keeping_twice_is_keeping_once():
     tokens, first, second = of_grid(3, 5), torch.tensor([[14, 2, 7, 4]]), torch.tensor([[3, 0]])
-    assert torch.equal(tokens.keep(first).keep(second).places, tokens.keep(gather_index(first, second)).places)
-
-
-def gather_index(first, second):
-    return first.gather(1, second)
+    assert torch.equal(tokens.keep(first).keep(second).places, tokens.keep(first.gather(1, second)).places)
 
 
 def test_gather_picks_rows_for_each_image():

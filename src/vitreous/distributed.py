@@ -1,13 +1,12 @@
 """This process among all of them: device, threads, precision. One process is a world of one."""
 
-import ctypes
 import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from vitreous.allocator import keep_freed_memory
 from vitreous.cores import free_cores
 from vitreous.errors import InputError
 
@@ -55,7 +54,7 @@ def start(*, device: str = "auto", threads: int | None = None) -> World:
     threads = threads or (free_cores() if chosen.type == "cpu" else torch.get_num_threads())
     torch.set_num_threads(threads)
     if chosen.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     return World(rank=0, size=1, device=chosen, dtype=_dtype(chosen), threads=threads)
 
 
@@ -74,15 +73,3 @@ def _dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32  # CPUs without bfloat16 instructions are many times slower in it
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc to keep big freed blocks, or every step pays for fresh pages (a training step is 1.15x faster)."""
-    if sys.platform == "linux":
-        try:
-            mallopt = ctypes.CDLL("libc.so.6").mallopt
-        except (OSError, AttributeError):  # another C library
-            return
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        if mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25):  # old versions refuse more
-            mallopt(m_trim_threshold, (1 << 31) - 1)

@@ -24,6 +24,7 @@ def examine() -> dict[str, str]:
     import torch
 
     from vitreous import distributed
+    from vitreous.allocator import keep_freed_memory
     from vitreous.cores import cores
     from vitreous.provenance import installed
     from vitreous.weights.hub import cache_folder, offline
@@ -41,6 +42,8 @@ def examine() -> dict[str, str]:
     if hasattr(os, "getloadavg"):
         facts["CPU"] += f", load {os.getloadavg()[0]:.1f}"
     facts["threads"] = f"{world.threads} for training now (cores that are free; OMP_NUM_THREADS overrides)"
+    if world.device.type == "cpu":
+        facts["freed memory"] = keep_freed_memory()
     for name, folder in {"here": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}.items():
         usage = shutil.disk_usage(folder)
         facts[f"disk, {name}"] = f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free at {folder}"

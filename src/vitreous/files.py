@@ -4,8 +4,9 @@ import csv
 import errno
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +37,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of `text` in UTF-8; bytes that are no text (odd file names) are kept as they are."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder with exactly these files at `folder`: a reader sees the old folder or the new one, whole.
+
+    Raises:
+        InputError: if the disk is full or `folder` cannot be written; whatever stood there still does.
+    """
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        for name, data in files.items():
+            write_bytes(new / name, data)
+        with writing(folder):
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+            sync_folder(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_text(path: Path) -> str:

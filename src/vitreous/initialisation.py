@@ -67,7 +67,7 @@ class TimmInitialisation(Initialisation):
         nn.init.normal_(vit.prefix, std=1e-6)
         for parameter in vit.position.parameters():
             nn.init.trunc_normal_(parameter, std=0.02)
-        for module in vit.blocks.modules():
+        for module in (*vit.blocks.modules(), *vit.position.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 _set_bias(module, std=0.0)

@@ -183,7 +183,8 @@ class Learned2dEmbedding(AbsoluteEmbedding):
         self.class_token = nn.Parameter(torch.empty(1, shape.width)) if slot else None
 
     def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
-        column, row = resample(self.column, (1, grid[1]), self.resampling), resample(self.row, (grid[0], 1))
+        column = resample(self.column, (1, grid[1]), self.resampling)
+        row = resample(self.row, (grid[0], 1), self.resampling)
         return torch.cat([column.expand(grid[0], -1, -1), row.expand(-1, grid[1], -1)], dim=-1)
 
 

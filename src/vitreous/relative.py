@@ -186,7 +186,8 @@ class RelativeMLPLayer(RelativeLayer):
         prefix: int,
     ) -> Float[Tensor, "#batch head token token"]:
         offsets = torch.cartesian_prod(*(torch.arange(1 - n, n, device=queries.device).float() for n in grid))
-        table = self.down(F.relu(self.up(offsets.sign() * offsets.abs().log1p())))
+        logarithms = (offsets.sign() * offsets.abs().log1p()).to(self.up.weight.dtype)
+        table = self.down(F.relu(self.up(logarithms)))
         return F.pad(table[index].permute(0, 3, 1, 2), (prefix, 0, prefix, 0)).to(queries.dtype)
 
     def init_weights(self) -> None:

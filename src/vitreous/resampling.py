@@ -35,7 +35,9 @@ def resample(
     rows, columns = (
         interpolation_matrix(old, new, method, table.device) for old, new in zip(table.shape[:2], grid, strict=True)
     )
-    return torch.einsum("ai,bj,ij...->ab...", rows, columns, table.float()).to(table.dtype)
+    device = table.device.type
+    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+        return torch.einsum("ai,bj,ij...->ab...", rows, columns, table.float()).to(table.dtype)
 
 
 def interpolation_matrix(

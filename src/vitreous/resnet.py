@@ -161,8 +161,9 @@ class ResNetConfig(Encoder):
     """Added to the deviation of a filter."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, units=(1, math.inf), multiplier=(1, math.inf), image_size=(1, math.inf))
-        check_ranges(self, norm_eps=(0, 1), variance_eps=(0, 1), deviation_eps=(0, 1))
+        check_ranges(self, **dict.fromkeys(("units", "multiplier", "image_size", "channels"), (1, math.inf)))
+        # some filters start at zero, where a root without an epsilon has no gradient
+        check_ranges(self, norm_eps=(0, 1), variance_eps=(1e-16, 1), deviation_eps=(0, 1))
         if not self.units:
             raise InputError("units is empty; a ResNet has at least one stage, such as 3,4,6,3")
 
@@ -208,7 +209,8 @@ class ResNet(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Every parameter anew."""
-        initialise(self)
+        if not self.root.weight.is_meta:  # as in ViT
+            initialise(self)
 
 
 @dataclass(frozen=True, kw_only=True)

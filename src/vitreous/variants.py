@@ -103,8 +103,7 @@ def vit(name: str, **changes: Any) -> ViTConfig:
     elif match := TIMM_NAME.fullmatch(name):
         size, layers = next((s for s in SIZES.values() if s.timm == match["word"]), None), match["layers"]
     elif match := PAPER_NAME.fullmatch(name):
-        folded = {letter.lower(): s for letter, s in SIZES.items() if letter[0] != "G"}
-        size = SIZES.get(match["size"]) or folded.get(match["size"].lower())
+        size = {_folded(letter): s for letter, s in SIZES.items()}.get(_folded(match["size"]))
         layers = match["layers"]
     else:
         size = None
@@ -124,6 +123,11 @@ def vit(name: str, **changes: Any) -> ViTConfig:
         config |= {"block": Parallel(), "qk_norm": True, "qkv_bias": False, "rms_norm": True}
     image = int(match["image"]) if match["image"] else 224 // patch * patch or patch
     return replace(ViTConfig(), **{**config, "patch_size": patch, "image_size": image, **changes})
+
+
+def _folded(letter: str) -> str:
+    """`letter` without regard to case, except of the first g."""
+    return (letter[0] if letter[0] in "gG" else letter[0].lower()) + letter[1:].lower()
 
 
 def _stem(layers: str, patch: int) -> ResNetStem:

@@ -75,12 +75,12 @@ class ViTConfig(Transformer):
 
     def check_image(self, height: int, width: int) -> None:
         """Nothing, if an image of that size divides into patches, or is padded so that it does."""
-        for side in (height, width):
-            if side % self.patch_size and not self.pad:
-                raise InputError(
-                    f"an image of {height} x {width} pixels does not divide into patches of {self.patch_size}; "
-                    f"resize it to multiples ({divisible_size(side, self.patch_size)} for {side}), or set pad to true"
-                )
+        if (height % self.patch_size or width % self.patch_size) and not self.pad:
+            near = " x ".join(str(divisible_size(side, self.patch_size)) for side in (height, width))
+            raise InputError(
+                f"an image of {height} x {width} pixels does not divide into patches of {self.patch_size}; "
+                f"take {near}, or set pad to true"
+            )
 
     @property
     def features(self) -> int:
@@ -151,7 +151,8 @@ class ViT(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Every parameter anew, in one place (so that a meta model can be filled)."""
-        self.config.initialisation.fill(self)
+        if not self.prefix.is_meta:  # drawing shapes alone would cost seconds: torch imports its compiler for it
+            self.config.initialisation.fill(self)
 
     def _whole_patches(
         self, images: Float[Tensor, "batch channels height width_px"]

@@ -96,9 +96,10 @@ class EvalView(View):
         image = _cut(image)
         high, wide = self.covered
         if image.width * high <= image.height * wide:
-            image = image.resize((wide, int(wide * image.height / image.width)), self._resample())
+            high = _stretched(image.height, image.width, wide, square=high == wide)
         else:
-            image = image.resize((int(high * image.width / image.height), high), self._resample())
+            wide = _stretched(image.width, image.height, high, square=high == wide)
+        image = image.resize((wide, high), self._resample())
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # halves to even, as timm
         return _pixels(image.crop((left, top, left + width, top + height)))
 
@@ -160,6 +161,11 @@ def _pixels(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def _stretched(long: int, short: int, new_short: int, *, square: bool) -> int:
+    """`long` after `short` is resized to `new_short`: cut for a square view, else rounded, as in timm."""
+    return int(new_short * long / short) if square else round(long / (short / new_short))
+
+
 def _cut(image: Image.Image) -> Image.Image:
     """The middle of an image that would grow huge when its short side is resized."""
     width, height = (min(side, MAX_STRETCH * min(image.size)) for side in image.size)
@@ -191,7 +197,8 @@ def _crop_box(
 
 def _moved(image: Image.Image, rng: np.random.Generator, *, shift_ratio: float, rotate: float) -> Image.Image:
     """`image` moved by whole pixels and turned about its centre; what comes in repeats the edge."""
-    margin = math.ceil(max(image.size) / 4) if rotate else 0  # a turned square needs (sqrt(2) - 1) / 2 of its side
+    # Half of the diagonal less the short side is needed: 0.21 of the side of a square, up to 0.5 of the long side.
+    margin = math.ceil(max(image.size) * 3 / 4 - min(image.size) / 2) if rotate else 0
 
     def places(size: int) -> np.ndarray:
         reach = round(shift_ratio * size)

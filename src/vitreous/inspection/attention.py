@@ -116,7 +116,9 @@ def attends(classifier: Classifier) -> bool:
 
 
 def _vit(classifier: Classifier) -> ViT:
+    encoder = classifier.encoder
     if not attends(classifier):
-        raise InputError(f"attention maps need a ViT whose tokens all attend to each other, not {classifier.config}")
-    assert isinstance(classifier.encoder, ViT)
-    return classifier.encoder
+        kind = "one with axial blocks" if isinstance(encoder, ViT) else f"a {type(encoder).__name__}"
+        raise InputError(f"attention maps need a ViT whose tokens all attend to each other, not {kind}")
+    assert isinstance(encoder, ViT)
+    return encoder

@@ -1,5 +1,6 @@
 """transformers' layout of a ViT, of version 5 and of those before, and the files its `from_pretrained` reads."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -171,6 +172,11 @@ def write(classifier: Classifier) -> Tensors:
     for name, tensor in rename(tensors, RULES).items():
         theirs[name if name.startswith("classifier.") else f"vit.{name}"] = tensor
     return theirs
+
+
+def json_bytes(document: dict[str, Any]) -> bytes:
+    """A JSON file."""
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def documents(classifier: Classifier, view: EvalView, classes: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:

@@ -51,7 +51,7 @@ def instantiate(config: ClassifierConfig, tensors: Tensors) -> Classifier:
         classifier.state_dict(),
         model=f"{title(config.encoder)} at {config.encoder.pixels}",
     )
-    classifier.load_state_dict(tensors, assign=True)
+    classifier.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
     return classifier.eval()
 
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,11 @@ from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.config import from_dict
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
-from vitreous.files import sync_folder, write_bytes, write_text, writing
+from vitreous.files import write_folder
+from vitreous.variants import title
 from vitreous.vit import ViTConfig
-from vitreous.weights import layouts, timm
+from vitreous.weights import huggingface, layouts, timm
+from vitreous.weights.hub import weights_in
 from vitreous.weights.mapping import Tensors, instantiate
 from vitreous.weights.read import read_config, read_tensors
 from vitreous.weights.timm_config import describe, pool_name
@@ -43,6 +43,14 @@ class Product:
     A loaded product may have "assumed", a sentence on what its files do not say, and "headless", true where
     the weights are an encoder's alone and the head says zero.
     """
+    golden: dict[str, Any] | None = None
+    """What `golden` said of it when it was saved."""
+
+    def describe(self) -> str:
+        """The model in a few words."""
+        encoder, classes = self.classifier.config.encoder, self.classifier.config.num_classes
+        said = "an encoder alone" if self.extra.get("headless") else f"{classes:,} classes"
+        return f"{title(encoder)}, {encoder.pixels}, {said}"
 
 
 def save_product(folder: Path, product: Product) -> None:
@@ -53,7 +61,24 @@ def save_product(folder: Path, product: Product) -> None:
     Raises:
         InputError: if the folder cannot be written, or the names of classes are not one for each logit.
     """
-    classifier, config = product.classifier, product.classifier.config
+    fields = timm_fields(product)
+    tensors = timm.to_timm(product.classifier) if "architecture" in fields else product.classifier.state_dict()
+    write_folder(folder, {WEIGHTS: safetensors_bytes(tensors), CONFIG: config_bytes(product, fields)})
+
+
+def safetensors_bytes(tensors: Tensors) -> bytes:
+    """The tensors as a .safetensors file, in float32."""
+    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, metadata={"format": "pt"})
+
+
+def config_bytes(product: Product, fields: dict[str, Any]) -> bytes:
+    """A config.json with `fields` of another project, and beside them all that this one knows.
+
+    Raises:
+        InputError: if the names of classes are not one for each logit.
+    """
+    config = product.classifier.config
     if product.classes is not None and len(product.classes) != config.num_classes:
         raise InputError(f"{len(product.classes)} class names for a model of {config.num_classes} classes")
     ours = {
@@ -61,46 +86,37 @@ def save_product(folder: Path, product: Product) -> None:
         "classifier": config.to_dict(),
         "view": product.view.to_dict(),
         "classes": product.classes and list(product.classes),
-        "golden": golden(classifier),
+        "golden": golden(product.classifier),
     }
-    fields = timm_fields(product)
-    tensors = timm.to_timm(classifier) if "architecture" in fields else classifier.state_dict()
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     document = {**fields, "vitreous": {**product.extra, **ours}}
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        write_text(new / CONFIG, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        with writing(folder):
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(new, folder)
-            sync_folder(folder.parent)
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
-def load_product(folder: Path, *, weights: str = WEIGHTS) -> Product:
-    """The product in a folder: ours, timm's from its Hub, or tensors without a config.json that says more.
+def load_product(folder: Path, *, weights: str | None = None) -> Product:
+    """The product in a folder: ours, or tensors in any layout with or without a config.json that says more.
+
+    `weights` names the file of tensors; by default the one that is there.
 
     Raises:
         InputError: if a file is missing or damaged, or they do not belong together.
     """
     document = read_config(folder / CONFIG)
-    tensors = read_tensors(folder / weights)
+    path = folder / weights if weights else weights_in(folder)
+    if path is None:
+        raise InputError(f"{folder} has no {WEIGHTS}; copy all files of a model")
+    tensors = read_tensors(path)
+    if "vitreous" not in document and huggingface.fits(tensors):
+        document |= {huggingface.PREPROCESSOR: read_config(folder / huggingface.PREPROCESSOR)}
     try:
-        return _ours(document["vitreous"], tensors) if "vitreous" in document else _foreign(document, tensors)
+        return _ours(document, tensors) if "vitreous" in document else _foreign(document, tensors)
     except InputError as error:
-        raise InputError(f"{folder / weights}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{folder / CONFIG} lacks or misstates {error}; fetch or write it again") from error
 
 
-def _ours(saved: dict[str, Any], tensors: Tensors) -> Product:
+def _ours(document: dict[str, Any], tensors: Tensors) -> Product:
+    saved = document["vitreous"]
     if saved["format"] > FORMAT:
         raise InputError(f"written by a newer vitreous (format {saved['format']}, this one reads {FORMAT}); update it")
     config, view, classes = from_dict(saved["classifier"]), from_dict(saved["view"]), saved["classes"]
@@ -108,10 +124,10 @@ def _ours(saved: dict[str, Any], tensors: Tensors) -> Product:
         raise InputError(f"{CONFIG} names no classifier and view; fetch or write it again")
     if classes is not None and not all(isinstance(name, str) for name in classes):
         raise InputError(f"{CONFIG} has names of classes that are no text; fetch or write it again")
-    if timm.fits(tensors):
-        tensors = timm.from_timm(tensors, config=config)
+    known = timm.from_timm(tensors, config=config) if timm.fits(tensors) else layouts.read(tensors, document).tensors
     extra = {name: value for name, value in saved.items() if name not in OURS}
-    return Product(instantiate(config, tensors), view, None if classes is None else tuple(classes), extra)
+    classes = None if classes is None else tuple(classes)
+    return Product(instantiate(config, known), view, classes, extra, golden=saved.get("golden"))
 
 
 def _foreign(document: dict[str, Any], tensors: Tensors) -> Product:

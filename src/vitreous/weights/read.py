@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitreous.errors import InputError
+from vitreous.weights.hub import shards
 from vitreous.weights.mapping import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+PART_BYTES = 1 << 26
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
 WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.", "teacher.")
@@ -29,6 +30,8 @@ def read_tensors(path: Path) -> Tensors:
     Raises:
         InputError: if the file is damaged, holds no tensors, or is a pickle that would run code.
     """
+    if path.name.endswith(".index.json"):
+        return {name: tensor for shard in shards(path) for name, tensor in read_tensors(path.with_name(shard)).items()}
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no weights file; give one of {', '.join(SUFFIXES)}")
     try:
@@ -42,7 +45,7 @@ def read_tensors(path: Path) -> Tensors:
     tensors = {str(name): value for name, value in _unwrapped(found).items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no tensors; give the weights of a model")
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in _without_prefix(tensors).items()}
+    return {name: tensor.to(torch.float32) for name, tensor in _without_prefix(tensors).items()}
 
 
 def _unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -61,7 +64,7 @@ def _without_prefix(tensors: Tensors) -> Tensors:
 
 def _load_torch(path: Path) -> Mapping[str, Any]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is a pickle that would run code, so it is not opened; save the tensors as .safetensors"
@@ -69,6 +72,20 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, not a state dict")
     return found
+
+
+def _load_safetensors(path: Path) -> Mapping[str, Any]:
+    """Tensors of our own, a part of the file at a time: mapped memory counts until it is let go, and would double."""
+    tensors, names = {}, None
+    while names is None or names:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys()) if names is None else names
+            taken = 0
+            while names and taken < PART_BYTES:
+                name = names.pop()
+                tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
+                taken += tensors[name].nbytes
+    return dict(reversed(tensors.items()))
 
 
 def _load_npz(path: Path) -> Mapping[str, Any]:
@@ -87,7 +104,7 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
-LOADERS = {".safetensors": load_file, ".npz": _load_npz}
+LOADERS = {".safetensors": _load_safetensors, ".npz": _load_npz}
 
 
 def _first_line(error: Exception) -> str:

@@ -98,17 +98,20 @@ FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"(vit|deit|deit3|flexivit|resnetv2)_.*", {"class_token": None}),
     (r"vit_.*_clip_.*", {"norm_eps": 1e-5}),
     (r"vit_.*_clip_quickgelu_.*", {"feed_forward": QuickGELU()}),
-    (r"vit_(so400m|giantopt)_.*_siglip_.*", {"feed_forward": GELU(tanh=True)}),
+    (r"vit_(so400m_patch16|giantopt_patch16|base_patch32)_siglip_.*", {"feed_forward": GELU(tanh=True)}),
+    (r"vit_large_patch16_siglip_(gap_)?512", {"feed_forward": GELU(tanh=True)}),
     (r"vit_.*(_gap_|_siglip_gap_).*|vit_s?relpos_.*", {"pooling": Mean(), "class_token": False}),
     (r"vit_relpos_.*_cls(gap)?_.*", {"class_token": True}),
     (r"vit_relpos_.*_cls_.*", {"pooling": ClassToken()}),
     (r"vit_.*_rpn_.*", {"branch_norm": True, "class_token": False, "pooling": Mean()}),
     (r"vit_.*_dinov3(_qkvb)?", {"norm_eps": 1e-5, "position": RoPE2d(), "pooling": Mean()}),
+    (r"vit_base_patch16_gap_224", {"num_heads": 16}),
+    (r"vit_giant_patch14_(reg\d_)?(dinov2|tipsv2)|vit_giant_patch16_radio_v3", {"num_heads": 24}),
+    (r"vit_huge_plus_patch16_dinov3(_qkvb)?", {"num_heads": 20}),
+    (r"vit_7b_patch16_dinov3", {"num_heads": 32}),
 )
-REFUSED = "vit_nothing"
-"""Of those, models with parts that vitreous lacks."""
-NUM_HEADS: dict[str, int] = {}
-"""Where the name says another number than the published size of that width has."""
+REFUSED = r"vit_(.*_rope_.*|pe_.*|.*_(lingbot|sapiens2|18x2_224|mci_224|resnet\d+d.*)|d(pwee|wee|little)_.*)"
+"""Of those, models with parts that vitreous lacks: other rotary forms, differential attention, other stems."""
 
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
@@ -124,13 +127,13 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     """
     arguments, pretrained = document.get("model_args") or {}, document.get("pretrained_cfg") or {}
     name = document.get("architecture", "vit_base_patch16_224")
-    facts: dict[str, Any] = {}
+    plain, facts = name.partition(".")[0], {}
     for pattern, said in FAMILIES:
-        if re.fullmatch(pattern, name.partition(".")[0]):
+        if re.fullmatch(pattern, plain):
             facts |= said
-    if not facts or re.fullmatch(REFUSED, name.partition(".")[0]):
+    if not facts or re.fullmatch(REFUSED, plain):
         raise InputError(
-            f"timm's {name} is no model that vitreous has; it reads vit_*, deit_*, flexivit_*, resnetv2_*_bit"
+            f"timm's {name} has parts that vitreous lacks; it reads most of vit_*, deit*, flexivit_* and resnetv2_*_bit"
         )
     class_token = arguments.get("class_token", facts.pop("class_token"))
     facts["class_token"] = class_token if class_token is not None else "cls_token" in tensors
@@ -154,10 +157,10 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     names = document.get("label_names") or pretrained.get("label_names") or ()
     if isinstance(names, dict):
         names = [names[str(i)] for i in range(len(names))]
-    heads = arguments.get("num_heads", next((h for p, h in NUM_HEADS.items() if re.fullmatch(p, name)), None))
+    if "num_heads" in arguments:
+        facts["num_heads"] = arguments["num_heads"]
     return Foreign(
         tensors=from_timm(tensors),
-        num_heads=heads,
         resampling="antialiased_bicubic",
         resnet=RESNET_EPSILONS,
         view=view,
@@ -243,7 +246,7 @@ def _drop_what_is_computed(ours: Tensors, config: ClassifierConfig) -> None:
     encoder = config.encoder
     assert isinstance(encoder, ViTConfig)
     if encoder.layer_scale is None:
-        for name in [name for name in ours if name.endswith((".residual1.scale", ".residual2.scale"))]:
+        for name in [name for name in ours if re.search(r"\.residual[12]?\.scale$", name)]:
             del ours[name]
     if not isinstance(encoder.position, Learned):
         ours.pop("pos_embed", None)
@@ -252,7 +255,8 @@ def _drop_what_is_computed(ours: Tensors, config: ClassifierConfig) -> None:
 def _with_prefix(ours: Tensors, config: ClassifierConfig | None) -> Tensors:
     """The prefix tokens as one tensor, and the position table apart from the places of the prefix."""
     tokens = {name: ours.pop(name)[0] for name in ("cls_token", "dist_token", "reg_token") if name in ours}
-    width = next((t.shape[0] for name, t in ours.items() if name.startswith("encoder.stem.") and t.ndim == 1), 0)
+    stem = ours.get("encoder.stem.weight", ours.get("encoder.stem.patches.weight"))
+    width = 0 if stem is None else stem.shape[0]
     prefix = torch.cat(list(tokens.values())) if tokens else torch.zeros(0, width)
     if "pos_embed" in ours:
         places = ours.pop("pos_embed")[0]
@@ -302,10 +306,10 @@ def to_timm(classifier: Classifier) -> Tensors:
         return rename(tensors, (*RESNET_RULES, *RULES))
     assert isinstance(encoder, ViTConfig)
     assert isinstance(classifier.encoder, ViT)
-    rotary = isinstance(encoder.position, RoPE2d)
-    if rotary and encoder.layer_scale is None:
-        one = torch.ones(encoder.width)
-        names = [f"encoder.blocks.{i}.residual{k}.scale" for i in range(encoder.depth) for k in (1, 2)]
+    rotary, parallel = isinstance(encoder.position, RoPE2d), isinstance(encoder.block, Parallel)
+    if (rotary or parallel) and encoder.layer_scale is None:  # timm's classes cannot go without one
+        one, residuals = torch.ones(encoder.width), ("residual",) if parallel else ("residual1", "residual2")
+        names = [f"encoder.blocks.{i}.{residual}.scale" for i in range(encoder.depth) for residual in residuals]
         tensors |= {name: one.clone() for name in names}
     for i in range(encoder.depth):
         block = f"encoder.blocks.{i}."
@@ -313,7 +317,7 @@ def to_timm(classifier: Classifier) -> Tensors:
             for kind in ("weight", "bias"):
                 gate, up = (tensors.pop(f"{block}mlp.{part}.{kind}") for part in ("gate", "up"))
                 tensors[f"{block}mlp.up.{kind}"] = torch.cat([gate, up])
-        if isinstance(encoder.block, Parallel):
+        if parallel:
             _join_parallel(tensors, block, f"blocks.{i}.")
     _join_relative(tensors, encoder)
     theirs = _without_prefix(tensors, classifier.encoder)
@@ -323,7 +327,7 @@ def to_timm(classifier: Classifier) -> Tensors:
         (
             *((HYBRID_RULES if stem.units else ROOT_RULES) if isinstance(stem, ResNetStem) else ()),
             *(EVA_RULES if rotary and isinstance(encoder.feed_forward, SwiGLU) else EVA_RULES[:2] if rotary else ()),
-            *(PARALLEL_RULES if isinstance(encoder.block, Parallel) else ()),
+            *(PARALLEL_RULES if parallel else ()),
             *(NORMED_MEAN_RULES if isinstance(config.pooling, Mean) else ()),
             *(RELATIVE_RULES[2:] if getattr(encoder.position, "shared", False) else RELATIVE_RULES),
             *RULES,

@@ -17,6 +17,8 @@ from vitreous.weights.timm import ACTIVATIONS, POOLINGS, RESNET_EPSILONS
 
 ROTARY, RELATIVE = "vit_base_patch16_rope_224", "vit_relpos_base_patch16_224"
 """Entrances of timm to its classes for rotary and for relative positions."""
+GATED = "vit_giant_patch14_dinov2"
+"""timm's entrance to a SwiGLU."""
 
 
 def pool_name(pooling: Pooling) -> str | None:
@@ -56,8 +58,10 @@ def describe(config: ClassifierConfig) -> dict[str, Any] | None:
     } | arguments
     if architecture != ROTARY:
         arguments["fc_norm"] = normed_mean
-        if encoder.layer_scale is not None or architecture == RELATIVE:
-            arguments["init_values"] = encoder.layer_scale
+        if encoder.layer_scale is not None:
+            arguments["init_values"] = encoder.layer_scale or 1e-5  # the tensors have the value; zero would leave it out
+        elif architecture in (RELATIVE, GATED):
+            arguments["init_values"] = 0
         if activation not in ("gelu", None):
             arguments["act_layer"] = activation
         if encoder.qk_norm:
@@ -75,9 +79,9 @@ def _special(config: ClassifierConfig) -> tuple[str, dict[str, Any]] | None:
     normed_mean = isinstance(config.pooling, Mean) and config.pooling.norm
     plain_stem = encoder.stem == Patchify(bias=not encoder.stem_norm)
     reasons = {
-        "deit_base_distilled_patch16_224": isinstance(head, DistilledHead) and encoder.num_registers == 1,
+        "deit_base_distilled_patch16_224": isinstance(head, DistilledHead),
         "vit_base_patch16_clip_224": encoder.norm_eps == 1e-5,
-        "vit_giant_patch14_dinov2": isinstance(encoder.feed_forward, SwiGLU),
+        GATED: isinstance(encoder.feed_forward, SwiGLU),
         "vit_pwee_patch16_reg1_gap_256": isinstance(encoder.block, Parallel),
         "vit_base_patch16_rpn_224": isinstance(encoder.block, BranchNorm),
         RELATIVE: isinstance(position, RelativeBias | RelativeMLP),
@@ -90,13 +94,14 @@ def _special(config: ClassifierConfig) -> tuple[str, dict[str, Any]] | None:
         isinstance(encoder.block, PreNorm | Parallel | BranchNorm),
         isinstance(head, DistilledHead) or (isinstance(head, LinearHead) and head.representation is None),
         isinstance(head, DistilledHead) == isinstance(config.pooling, ClassAndDistillation),
-        plain_stem or isinstance(encoder.stem, ResNetStem),
+        plain_stem or (isinstance(encoder.stem, ResNetStem) and not encoder.stem_norm),
         encoder.norm_eps in (1e-6, 1e-5),
         not encoder.rms_norm,
         encoder.final_norm != normed_mean,
         None not in wanted,
         not (isinstance(encoder.block, BranchNorm) and encoder.layer_scale is not None),
         not (isinstance(encoder.block, Parallel) and not isinstance(encoder.feed_forward, GELU | QuickGELU)),
+        not (isinstance(config.pooling, AttentionPool) and isinstance(encoder.feed_forward, SwiGLU)),
     )
     if len(wanted) > 1 or not all(known):
         return None
@@ -127,13 +132,15 @@ def _special(config: ClassifierConfig) -> tuple[str, dict[str, Any]] | None:
     if isinstance(position, RelativeBias | RelativeMLP):
         if encoder.num_registers or encoder.stem_norm or isinstance(config.pooling, AttentionPool):
             return None
+        if encoder.feed_forward != GELU():
+            return None
         kind: dict[str, Any] = {"rel_pos_type": "bias"}
         if isinstance(position, RelativeMLP):
             kind = {"rel_pos_type": "mlp", "rel_pos_dim": position.hidden}
         return architecture, kind | {"shared_rel_pos": position.shared}
     if isinstance(head, DistilledHead):
         slotless = not (isinstance(position, Learned) and position.class_token_slot)
-        return None if slotless else (architecture, {})
+        return None if slotless or encoder.num_registers != 1 or encoder.stem_norm else (architecture, {})
     arguments: dict[str, Any] = {
         "reg_tokens": encoder.num_registers,
         "pos_embed": "none" if isinstance(position, NoPosition) else "learn",

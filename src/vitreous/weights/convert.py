@@ -1,0 +1,136 @@
+"""Trained models into the files of other projects, and the proof that they still say the same."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitreous.errors import InputError
+from vitreous.files import write_bytes, write_folder
+from vitreous.weights import google, huggingface, timm, torchvision
+from vitreous.weights.mapping import Tensors
+from vitreous.weights.open import open_model
+from vitreous.weights.product import (
+    CONFIG,
+    WEIGHTS,
+    Product,
+    config_bytes,
+    load_product,
+    safetensors_bytes,
+    save_product,
+)
+from vitreous.weights.timm_config import describe
+
+LAYOUTS = ("vitreous", "timm", "hf", "torchvision", "google")
+ARRAYS = "model.npz"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two models answer the same random images."""
+
+    difference: float
+    """Largest absolute difference of their logits, or of their features where they have no head."""
+    largest: float
+    """Largest absolute value among them."""
+    same_class: int
+    """Images for which the most probable class is the same."""
+    images: int
+
+
+def convert(
+    source: str, destination: Path, *, to: str = "vitreous", progress: Callable[[str], None] | None = None
+) -> Product:
+    """Write the model that `source` means, any name `open_model` takes, in a layout, and return it.
+
+    `destination` becomes a folder with config.json and model.safetensors, for Google model.npz; its preprocessing and
+    its class names travel in config.json. Or it is one file, .safetensors or .npz, of tensors alone.
+
+    Raises:
+        InputError: if there is no such model, the layout has no place for a part of it, or nothing can be written.
+    """
+    if to not in LAYOUTS:
+        raise InputError(f"no layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    product = open_model(source, progress=progress)
+    product = replace(product, extra={name: value for name, value in product.extra.items() if name != "left"})
+    write(product, destination, to=to)
+    return product
+
+
+def write(product: Product, destination: Path, *, to: str) -> None:
+    """`product` in a layout at `destination`, a folder or a file; as `convert`."""
+    suffix = ".npz" if to == "google" else ".safetensors"
+    single = destination.suffix in (".npz", ".safetensors")
+    if single and destination.suffix != suffix:
+        raise InputError(f"{destination}: the {to} layout is written as {suffix}, or as a folder; give one of these")
+    if destination.is_dir() == single and destination.exists():
+        kind = "a folder" if destination.is_dir() else "a file"
+        raise InputError(f"cannot write {destination}: it is {kind}; give another name")
+    if to == "timm" and describe(product.classifier.config) is None:
+        raise InputError("timm has no model of this function; write vitreous")
+    if to in ("vitreous", "timm") and not single:
+        save_product(destination, product)
+        return
+    tensors = _tensors(product, to)
+    data = _npz_bytes(tensors) if to == "google" else safetensors_bytes(tensors)
+    if single:
+        write_bytes(destination, data)
+        return
+    documents: dict[str, dict[str, Any]] = {CONFIG: {}}
+    if to == "hf":
+        documents = huggingface.documents(product.classifier, product.view, product.classes)
+    files = {ARRAYS if to == "google" else WEIGHTS: data, CONFIG: config_bytes(product, documents.pop(CONFIG))}
+    write_folder(destination, files | {name: huggingface.json_bytes(said) for name, said in documents.items()})
+
+
+def _tensors(product: Product, to: str) -> Tensors:
+    classifier = product.classifier
+    if to == "vitreous":
+        return classifier.state_dict()
+    if to == "timm":
+        tensors = timm.to_timm(classifier)
+    else:
+        writers = {"hf": huggingface, "torchvision": torchvision, "google": google}
+        tensors = writers[to].write(classifier)
+    if product.extra.get("headless"):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+    return tensors
+
+
+HEADS = ("head.", "head/", "classifier.", "heads.head.", "resnet/head/")
+"""How the names of a head's tensors begin, in the layouts."""
+
+
+def _npz_bytes(tensors: Tensors) -> bytes:
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {n: np.ascontiguousarray(t.detach().float().cpu().numpy()) for n, t in tensors.items()}
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@torch.no_grad()
+def verify(product: Product, destination: Path, *, images: int = 4) -> Agreement:
+    """`product` against what was written at `destination`, on normal random images of the model's size.
+
+    Raises:
+        InputError: if what was written cannot be read back.
+    """
+    single = destination.is_file()
+    written = load_product(destination.parent, weights=destination.name) if single else load_product(destination)
+    config, generator = product.classifier.config.encoder, torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, config.channels, *config.image_shape, generator=generator)
+    headless = product.extra.get("headless", False)
+    ours, theirs = (
+        classifier.features(pixels) if headless else classifier(pixels)
+        for classifier in (product.classifier, written.classifier)
+    )
+    return Agreement(
+        difference=(ours - theirs).abs().max().item(),
+        largest=ours.abs().max().item(),
+        same_class=int((ours.argmax(-1) == theirs.argmax(-1)).sum()),
+        images=images,
+    )

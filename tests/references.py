@@ -1,13 +1,15 @@
 """What the parity tests share: random weights, small models, and timm's twin of one of ours."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.vit import ViTConfig
+from vitreous.weights import layouts
 from vitreous.weights.timm import to_timm
 from vitreous.weights.timm_config import describe
 
@@ -56,3 +58,19 @@ def twins(config: ClassifierConfig, **arguments) -> tuple[Classifier, nn.Module]
     )
     theirs.load_state_dict(to_timm(ours))
     return ours, theirs.eval()
+
+
+def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any] | None = None) -> Classifier:
+    """The classifier in tensors of any layout; `document` is the config.json beside them."""
+    return layouts.classifier_of(layouts.read(dict(tensors), document or {}))
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference, as a fraction of the largest value expected."""
+    assert found.shape == expected.shape
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Whether names and bits are the same."""
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

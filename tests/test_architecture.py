@@ -33,7 +33,7 @@ LEVELS = [
         "allocator",
     },
     {"block", "resnet", "initialisation", "vit"},
-    {"pooling", "head", "classifier", "variants", "budget"},
+    {"pooling", "head", "classifier", "variants", "budget", "packing"},
     {"data", "optim", "distributed", "checkpoint", "metrics", "weights", "run_folder"},
     {"objectives"},
     {"evaluation"},

@@ -119,9 +119,7 @@ def copy_block(ours, theirs):
 def test_sequential_blocks_equal_timms(block, kind, qk_norm):
     config = tiny(qk_norm=qk_norm, layer_scale=0.1 if kind is RelPosBlock else None)
     ours, norm = randomise(block.build(config, drop_path=0.0)), partial(nn.LayerNorm, eps=1e-6)
-    theirs = kind(
-        32, 4, mlp_ratio=1.5, qkv_bias=True, qk_norm=qk_norm, init_values=config.layer_scale, norm_layer=norm
-    )
+    theirs = kind(32, 4, mlp_ratio=1.5, qkv_bias=True, qk_norm=qk_norm, init_values=config.layer_scale, norm_layer=norm)
     x = random_images(2, 6, 32)
     assert_close(ours(x, NOWHERE), copy_block(ours, theirs)(x), atol=1e-5, rtol=0)
 

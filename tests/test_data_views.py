@@ -117,7 +117,9 @@ def test_without_switches_a_training_view_of_another_shape_is_the_resized_middle
     assert np.array_equal(as_image(still(shape)(image, rng())), wanted)
 
 
-@pytest.mark.parametrize(("shape", "least", "largest"), [((32, 32), 0.25, 0.7), ((32, 64), 0.25, 1.01), ((64, 32), 0.1, 0.36)])
+@pytest.mark.parametrize(
+    ("shape", "least", "largest"), [((32, 32), 0.25, 0.7), ((32, 64), 0.25, 1.01), ((64, 32), 0.1, 0.36)]
+)
 def test_crops_keep_to_their_area_and_shape(shape, least, largest):
     x, y = np.meshgrid(np.arange(200), np.arange(100))
     image = Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))

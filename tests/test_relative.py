@@ -181,7 +181,9 @@ def test_shared_positions_are_one_module_for_all_layers(kind):
 @torch.no_grad()
 def test_the_same_offset_has_the_same_bias_wherever_it_is(kind):
     queries = random_images(1, 4, 1, 8).expand(1, 4, 20, 8)
-    bias = bias_of(randomise(kind().build(shape((4, 5)))), queries, (4, 5))[0].unflatten(-1, (4, 5)).unflatten(1, (4, 5))
+    bias = (
+        bias_of(randomise(kind().build(shape((4, 5)))), queries, (4, 5))[0].unflatten(-1, (4, 5)).unflatten(1, (4, 5))
+    )
     assert_close(bias[:, 1:, 1:, 1:, 1:], bias[:, :-1, :-1, :-1, :-1], atol=1e-6, rtol=0)
 
 

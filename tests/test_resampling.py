@@ -114,6 +114,14 @@ def test_half_precision_rounds_once_at_the_end():
     assert torch.equal(resample(table, (9, 4)), resample(table.float(), (9, 4)).bfloat16())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_changes_no_bit(method):
+    table = random_images(5, 7, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = resample(table, (9, 4), method)
+    assert torch.equal(under_autocast, resample(table, (9, 4), method))
+
+
 def test_any_axes_may_follow_the_grid():
     table = random_images(5, 7, 3, 2)
     assert_close(resample(table, (4, 9))[..., 1], resample(table[..., 1], (4, 9)))

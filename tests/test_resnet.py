@@ -84,9 +84,11 @@ STANDARDISED = {
     ),
     "timm": (
         Epsilons(norm=1e-5, variance=1e-8, deviation=0),
-        lambda w: F.batch_norm(torch.from_numpy(w).reshape(1, 4, -1), None, None, training=True, eps=1e-8)
-        .reshape(w.shape)
-        .numpy(),
+        lambda w: (
+            F.batch_norm(torch.from_numpy(w).reshape(1, 4, -1), None, None, training=True, eps=1e-8)
+            .reshape(w.shape)
+            .numpy()
+        ),
     ),
 }
 

@@ -50,9 +50,7 @@ def timms_hybrid(ours, units, patch):
         backbone, root = _resnetv2(layers=units), "backbone.stem."
     else:
         backbone, root = create_resnetv2_stem(3, 64, "same", False, partial(StdConv2dSame, eps=1e-8)), "backbone."
-    theirs = HybridEmbed(
-        backbone, img_size=64, patch_size=patch, embed_dim=10, flatten=False, strict_img_size=False
-    )
+    theirs = HybridEmbed(backbone, img_size=64, patch_size=patch, embed_dim=10, flatten=False, strict_img_size=False)
     tensors = {}
     for name, tensor in ours.state_dict().items():
         module, _, rest = name.partition(".")

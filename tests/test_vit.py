@@ -145,9 +145,11 @@ def test_norms_stand_before_the_first_block_and_after_the_last():
             tokens = encoder.embed(random_images(2, 3, 32, 32))
             x = torch.cat([tokens.prefix, tokens.patches], dim=1)
             norms = [
-                lambda x, norm=norm: torch.nn.functional.layer_norm(x, (32,), norm.weight, norm.bias, 1e-6)
-                if isinstance(norm, torch.nn.LayerNorm)
-                else x
+                lambda x, norm=norm: (
+                    torch.nn.functional.layer_norm(x, (32,), norm.weight, norm.bias, 1e-6)
+                    if isinstance(norm, torch.nn.LayerNorm)
+                    else x
+                )
                 for norm in (encoder.stem_norm, encoder.norm)
             ]
             x = norms[0](x)

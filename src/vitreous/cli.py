@@ -222,7 +222,7 @@ def evaluate(
     held_out = held_out_images(data, model=model, console=console)
     split, source = held_out.split, held_out.source
     figures, predicted = measure(
-        loaded.module,
+        loaded.inference,
         source,
         loaded.view,
         classes=loaded.classes,
@@ -403,7 +403,7 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
     Parameters
     ----------
     pattern
-        A part of either name, such as B/ or patch14.
+        A name, or a part of either name, such as B/ or patch14.
     json
         Print a JSON list.
     """
@@ -411,7 +411,7 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
     from vitreous.variants import PUBLISHED, encoder, timm_name
 
     rows = []
-    for name in PUBLISHED:
+    for name in [name for name in PUBLISHED if name.lower() == pattern.lower()] or PUBLISHED:
         config = encoder(name)
         other = timm_name(config) or ""
         if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
@@ -523,9 +523,9 @@ def budget(
     if largest is not None:
         rows.append(("largest batch", f"{largest:,}", f"images in {memory:g} GiB"))
     if exaflops is not None:
-        rows.append(("run", f"{exaflops:,.3f}", f"exaFLOPs, {images:,.0f} images, {epochs:g} epochs"))
+        rows.append(("run", f"{exaflops:,.3f}", f"exaFLOPs, {epochs:g} x {images:,.0f} images"))
     if days is not None:
-        rows.append(("time", f"{days:,.2f}", f"days on {devices:,} devices at {tflops:g} TFLOP/s"))
+        rows.append(("time", f"{days:,.2f}", f"days, {devices:,} x {tflops:g} TFLOP/s"))
     print(table(rows))
     print("\nnot counted: workspaces of kernels, and what the allocator wastes")
     return 0

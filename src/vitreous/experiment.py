@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitreous import distributed
-from vitreous.budget import cost
-from vitreous.classifier import ClassifierConfig
+from vitreous.budget import cost, plain_classifier
 from vitreous.console import Console
 from vitreous.cores import cores
 from vitreous.data.layouts import absolute, open_data
@@ -63,7 +62,7 @@ def preview(run: Run) -> dict[str, str]:
     """
     splits = open_data(run.data.path, val=run.data.val).named()
     classes = splits["train"].classes
-    spent = cost(ClassifierConfig(encoder=run.model, num_classes=len(classes)))
+    spent = cost(plain_classifier(run.model, num_classes=len(classes)))
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
     batch_size = min(run.batch_size, len(splits["train"]))
     passes = run.steps * batch_size / len(splits["train"])

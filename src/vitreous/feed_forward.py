@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, mlp_dim: int, *, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Callable[[Tensor], Tensor] = activation
         self.up = nn.Linear(width, mlp_dim)
         self.down = nn.Linear(mlp_dim, width)
         self.dropout = nn.Dropout(dropout)

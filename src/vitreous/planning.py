@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
+from vitreous.budget import plain_classifier
 from vitreous.console import duration
 from vitreous.cores import cores, idle_cores
 from vitreous.data.loader import training_batches
@@ -10,7 +11,6 @@ from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.views import TrainView
 from vitreous.distributed import World
 from vitreous.errors import InputError
-from vitreous.pooling import ClassToken, Mean, Pooling
 from vitreous.position import SinCos2d
 from vitreous.recipes.fine_tune import fine_tune
 from vitreous.recipes.from_scratch import from_scratch
@@ -150,7 +150,7 @@ def _from_scratch(prepared: Prepared, request: Request, world: World) -> Run:
     return replace(
         base,
         model=model,
-        objective=replace(base.objective, pooling=_pooling(model)),
+        objective=replace(base.objective, pooling=plain_classifier(model).pooling),
         learning_rate=Cosine(peak=_peak(model)),  # 3e-3 at 64 and 2e-3 at 96 did well, 2.5 times that worse
         batch_size=256 if gpu else base.batch_size,
         train_view=replace(
@@ -208,10 +208,6 @@ def _of_size(encoder: Encoder, size: int | tuple[int, int]) -> Encoder:
         raise InputError(
             f"--image-size {size} does not divide into patches of {encoder.stride}; take {nearest}"
         ) from None
-
-
-def _pooling(encoder: Encoder) -> Pooling:
-    return ClassToken() if isinstance(encoder, ViTConfig) and encoder.class_token else Mean()
 
 
 def _peak(encoder: Encoder) -> float:

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitreous import distributed
+from vitreous import distributed, packing
 from vitreous.classifier import Classifier
 from vitreous.data.decode import BadImage, decode, to_rgb
 from vitreous.data.views import EvalView
@@ -50,6 +50,9 @@ class Model:
         self.world = distributed.start(device=device)
         self.module = module.to(self.world.device).eval()
         """A plain nn.Module from (batch, 3, height, width) to (batch, num_classes) logits."""
+        fast = self.world.dtype == torch.float32 and packing.pays(self.world.device)
+        self.inference = packing.packed(self.module) if fast else self.module
+        """What answers: `module`, or the same function in the form that is fastest here; it keeps today's weights."""
         self.view = view
         number = module.config.num_classes
         self.named = classes is not None
@@ -79,7 +82,7 @@ class Model:
     def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = 32) -> Float[np.ndarray, "image width"]:
         """One feature vector an image, as the head sees it; float32. `images` as in `predict`."""
         pixels = map(self.pixels, _listed(images))
-        rows = [features.float().numpy() for features in self._run(pixels, batch_size, self.module.features)]
+        rows = [features.float().numpy() for features in self._run(pixels, batch_size, self.inference.features)]
         return (
             np.concatenate(rows)
             if rows
@@ -96,7 +99,7 @@ class Model:
         """A prediction for each of `pixels`, which are read as they are needed."""
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
-        for logits in self._run(pixels, batch_size, self.module):
+        for logits in self._run(pixels, batch_size, self.inference):
             for row in logits.double().softmax(-1):
                 values, indices = row.topk(min(top, len(self.classes)))
                 best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitreous.errors import InputError
 from vitreous.position import RoPE2d
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, inverse, rename
+from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename
 from vitreous.weights.timm import IMAGENET, from_timm
 
 V3_GATES: Rules = (  # DINOv3 has gate and value apart, and calls them as Llama does
@@ -66,7 +66,8 @@ def _read_v2(theirs: Tensors, registers: Tensor | None) -> Tensors:
     """DINO's or DINOv2's tensors; registers have no place, so they come in after the places are given out."""
     ours = from_timm(rename(theirs, inverse(V2_GATES)))
     if registers is not None:
-        ours["encoder.prefix"] = torch.cat([ours["encoder.prefix"], registers[0]])
+        parts = {"the class token": ours["encoder.prefix"], "register_tokens": registers[0]}
+        ours["encoder.prefix"] = joined(parts)
     return ours
 
 

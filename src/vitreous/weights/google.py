@@ -20,7 +20,7 @@ from vitreous.position import Learned, SinCos2d, SinCos2dEmbedding
 from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, rename
+from vitreous.weights.mapping import Rules, Tensors, joined, rename, with_axes
 from vitreous.weights.plain import beyond_plain, refuse
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
@@ -85,9 +85,8 @@ BIG_VISION = Epsilons(norm=1e-5, variance=1e-10, deviation=0.0)
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are names of one of Google's layouts."""
-    return any(
-        name.endswith(("Transformer/encoder_norm/scale", "root_block/standardized_conv2d/kernel")) for name in tensors
-    )
+    known = re.compile(r"(.*/)?(Transformer/encoder(block|_norm)|resnet/(root_block|block\d+)/).*")
+    return any(known.fullmatch(name) for name in tensors)
 
 
 def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
@@ -97,10 +96,9 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         InputError: if a tensor has another rank than its name says.
     """
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), "")
-    outside = sorted({name.partition("/")[0] for name in tensors if not name.startswith(prefix)})
+    left = tuple(sorted({_branch(name, prefix) for name in tensors if not name.startswith(prefix)}))
     theirs = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    left = tuple(f"everything under {name}/" for name in outside)
-    if "resnet/root_block/standardized_conv2d/kernel" in theirs:
+    if any(name.startswith("resnet/") for name in theirs):
         return _read_bit(theirs, left)
     theirs = _one_block_each(theirs)
     theirs = {_original_name(name): tensor for name, tensor in theirs.items()}
@@ -127,6 +125,13 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         assumed=("fixed sine-cosine positions",) if "encoder.position.table" not in ours else (),
         left=left,
     )
+
+
+def _branch(name: str, prefix: str) -> str:
+    """What `name` is part of, in words: everything on the first branch that it does not share with `prefix`."""
+    parts = name.split("/")
+    branches = ("/".join(parts[:i]) + "/" for i in range(1, len(parts)))
+    return next((f"everything under {branch}" for branch in branches if not prefix.startswith(branch)), name)
 
 
 def _read_bit(theirs: Tensors, left: tuple[str, ...]) -> Foreign:
@@ -190,24 +195,27 @@ def _from_kernel(name: str, tensor: Tensor) -> Tensor:
 def _join_heads(ours: Tensors, group: str) -> None:
     """Query, key and value as the one layer, or in attention pooling the two, that we have."""
     parts = ("query", "key", "value") if group.endswith("attention") else ("key", "value")
-    joined = "qkv" if len(parts) == 3 else "key_value"
+    layer = "qkv" if len(parts) == 3 else "key_value"
     for kind in ("weight", "bias"):
         found = [ours.get(f"{group}.{part}.{kind}") for part in parts]
         if any(tensor is not None for tensor in found):
             missing = next((part for part, tensor in zip(parts, found) if tensor is None), None)
             if missing:
                 raise InputError(f"{group}: the {kind} of {missing} is missing; fetch the file again")
-            ours[f"{group}.{joined}.{kind}"] = torch.cat([ours.pop(f"{group}.{part}.{kind}") for part in parts])
+            named = [f"{group}.{part}.{kind}" for part in parts]
+            ours[f"{group}.{layer}.{kind}"] = joined({name: ours.pop(name) for name in named})
 
 
 def _read_positions(ours: Tensors) -> None:
     """Class token and position table."""
-    width = ours["encoder.norm.weight"].shape[0]
-    cls = ours.pop("cls", None)
+    cls = with_axes(ours, "cls", 3) if "cls" in ours else None
+    width = next((len(ours[name]) for name in ("encoder.stem.bias", "encoder.stem.patches.bias") if name in ours), 0)
     ours["encoder.prefix"] = torch.zeros(0, width) if cls is None else cls[0]
+    ours.pop("cls", None)
     for name, slot in (("pos_embedding", 0), ("Transformer/posembed_input/pos_embedding", int(cls is not None))):
         if name in ours:
-            places = ours.pop(name)[0]
+            places = with_axes(ours, name, 3)[0]
+            del ours[name]
             side = round((len(places) - slot) ** 0.5)
             if side * side + slot != len(places):
                 raise InputError(f"{name} has {len(places)} places, no square grid with {slot} for the class token")
@@ -245,7 +253,7 @@ def write(classifier: Classifier) -> Tensors:
         _split_heads(tensors, "pooling", "key_value", ("key", "value"), encoder.num_heads)
         _apart(tensors, "pooling.query", encoder.num_heads)
         _apart(tensors, "pooling.out", encoder.num_heads, leaves=True)
-    original = slot is not None
+    original = slot is not None or isinstance(encoder.stem, ResNetStem)
     theirs = _theirs(tensors, RULES, words=("scale", "bias"), current_names=not original)
     if encoder.class_token:
         theirs["cls"] = prefix[None]
@@ -263,12 +271,16 @@ def _lacks(config: ClassifierConfig) -> dict[str, str]:
     """What of a model Google's code has not."""
     encoder, lacks = config.encoder, beyond_plain(config)
     assert isinstance(encoder, ViTConfig)
+    if encoder.image_shape[0] != encoder.image_shape[1]:
+        lacks["image_size"] = f"image_size={encoder.image_size}"
+    hybrid = isinstance(encoder.stem, ResNetStem)  # only vision_transformer has these
+    learned = isinstance(encoder.position, Learned)
     has = {
         "class_token": True,
         "feed_forward": isinstance(encoder.feed_forward, GELU),
-        "stem": isinstance(encoder.stem, ResNetStem),
-        "position": isinstance(encoder.position, Learned) or encoder.position == SinCos2d(),
-        "pooling": config.pooling in (Mean(), AttentionPool()),
+        "stem": hybrid,
+        "position": learned and not encoder.class_token if hybrid else learned or encoder.position == SinCos2d(),
+        "pooling": config.pooling in ((Mean(),) if hybrid else (Mean(), AttentionPool())) and not encoder.class_token,
         "head": isinstance(config.head, LinearHead),
     }
     return {name: value for name, value in lacks.items() if not has.get(name)}

@@ -1,6 +1,7 @@
 """transformers' layout of a ViT, of version 5 and of those before, and the files its `from_pretrained` reads."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from vitreous.feed_forward import GELU, FeedForward, QuickGELU
 from vitreous.resnet import Epsilons
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, inverse, rename
+from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, with_axes
 from vitreous.weights.plain import beyond_plain, refuse
 
 RULES: Rules = (
@@ -71,7 +72,8 @@ PREPROCESSOR = "preprocessor_config.json"
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are the names of transformers' ViT."""
-    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in tensors)
+    known = ("embeddings.patch_embeddings.projection.weight", "embeddings.cls_token")
+    return any(name.endswith(known) for name in tensors)
 
 
 def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
@@ -93,20 +95,28 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         block = name.removesuffix(".query.weight")
         for kind in ("weight", "bias"):
             if all(f"{block}.{part}.{kind}" in ours for part in PARTS):
-                ours[f"{block}.qkv.{kind}"] = torch.cat([ours.pop(f"{block}.{part}.{kind}") for part in PARTS])
-    if "embeddings.cls_token" in ours:
-        ours["encoder.prefix"] = ours.pop("embeddings.cls_token")[0]
+                named = [f"{block}.{part}.{kind}" for part in PARTS]
+                ours[f"{block}.qkv.{kind}"] = joined({name: ours.pop(name) for name in named})
+    if (token := "embeddings.cls_token") in ours:
+        ours["encoder.prefix"] = with_axes(ours, token, 3)[0]
+        del ours[token]
     image_size = document.get("image_size", 224)
-    if (places := ours.pop("embeddings.position_embeddings", None)) is not None:
-        sides = tuple(image_size) if isinstance(image_size, list) else (image_size, image_size)
-        grid = tuple(side // document["patch_size"] for side in sides) if "patch_size" in document else None
+    if (table := "embeddings.position_embeddings") in ours:
+        places = with_axes(ours, table, 3)
+        del ours[table]
         side = round((places.shape[1] - 1) ** 0.5)
-        grid = grid or (side, side)
+        grid = side, side
+        if "patch_size" in document and not hybrid:  # a hybrid's says nothing of its backbone's stride
+            heights = image_size if isinstance(image_size, list) else (image_size, image_size)
+            grid = tuple(pixels // document["patch_size"] for pixels in heights)
         if grid[0] * grid[1] + 1 != places.shape[1]:
             raise InputError(f"position_embeddings has {places.shape[1]} places, not {grid[0]} x {grid[1]} + 1")
         ours["encoder.position.class_token"] = places[0, :1]
         ours["encoder.position.table"] = places[0, 1:].unflatten(0, grid)
-    left = ("the mask token",) if ours.pop("embeddings.mask_token", None) is not None else ()
+    left = ["the mask token"] if ours.pop("embeddings.mask_token", None) is not None else []
+    if any(name.startswith("decoder.") for name in ours):
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith("decoder.")}
+        left.append("the decoder")
     labels = document.get("id2label") or {}
     num_classes = len(ours.get("head.linear.weight", ()))
     classes = tuple(str(labels[str(i)]) for i in range(num_classes)) if len(labels) == num_classes else None
@@ -118,11 +128,11 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         norm_eps=document.get("layer_norm_eps", 1e-12),
         feed_forward=ACTIVATIONS[activation],
         resampling="bicubic",
-        resnet=Epsilons(norm=1e-5, variance=1e-6, deviation=0.0),
+        resnet=Epsilons(norm=1e-5, variance=1e-8, deviation=0.0),
         view=_view(document.get(PREPROCESSOR)),
         classes=classes,
-        assumed=() if PREPROCESSOR in document else ("pixels from -1 to 1", "the image squeezed to a square"),
-        left=left,
+        assumed=() if document.get(PREPROCESSOR) else ("pixels from -1 to 1", "the image squeezed to a square"),
+        left=tuple(left),
     )
 
 
@@ -131,12 +141,20 @@ def _view(preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
     said = preprocessor or {}
     cropped = said.get("do_center_crop", False)
     size, crop = (_side(said.get(name)) for name in ("size", "crop_size"))
+    ratio = 1.0
+    if cropped and crop and size and crop <= size:
+        ratio = crop / size
+        if math.floor(crop / ratio) < size:  # rounding made the resized image a pixel smaller
+            ratio = math.nextafter(ratio, 0)
+    mean, std = said.get("image_mean", (0.5, 0.5, 0.5)), said.get("image_std", (0.5, 0.5, 0.5))
+    if not said.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return {
         "squash": not cropped,
-        "crop_ratio": crop / size if cropped and crop and size and crop <= size else 1.0,
+        "crop_ratio": ratio,
         "interpolation": FILTERS.get(said.get("resample", 2), "bilinear"),
-        "mean": tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
-        "std": tuple(said.get("image_std", (0.5, 0.5, 0.5))),
+        "mean": tuple(mean),
+        "std": tuple(std),
     }
 
 
@@ -187,7 +205,7 @@ def documents(classifier: Classifier, view: EvalView, classes: tuple[str, ...] |
     height, width = view.shape
     size: dict[str, int] = {"height": height, "width": width}
     if not view.squash:
-        size = {"shortest_edge": min(view.covered)}
+        size = {"shortest_edge": max(view.covered)}  # for views that are no square, right for square images
     return {
         "config.json": {
             "architectures": ["ViTForImageClassification"],

@@ -21,7 +21,31 @@ from vitreous.stem import Patchify
 from vitreous.tokens import Encoder
 from vitreous.variants import SIZES
 from vitreous.vit import ViTConfig
-from vitreous.weights.mapping import Tensors
+from vitreous.weights.mapping import Tensors, with_axes
+
+RANKS = {
+    "encoder.root.weight": 4,
+    "encoder.stem.root.weight": 4,
+    "encoder.stem.patches.weight": 4,
+    "encoder.stem.weight": 4,
+    "encoder.prefix": 2,
+    "encoder.position.table": 3,
+    "encoder.position.row": 3,
+    "encoder.position.column": 3,
+    "encoder.position.tables.0.table": 3,
+    "encoder.position.tables.0.row": 3,
+    "encoder.position.tables.0.column": 3,
+    "encoder.position.layers.0.table": 3,
+    "encoder.position.layers.0.keys": 3,
+    "encoder.position.layers.0.up.weight": 2,
+    "encoder.blocks.0.mlp.up.weight": 2,
+    "encoder.blocks.0.rows.mlp.up.weight": 2,
+    "encoder.blocks.0.attention.query_norm.weight": 1,
+    "encoder.blocks.0.rows.attention.query_norm.weight": 1,
+    "head.representation.weight": 2,
+    "head.linear.weight": 2,
+}
+"""How many axes those tensors have that tell of the model's shape."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +88,11 @@ def infer(foreign: Foreign) -> ClassifierConfig:
         InputError: if these are not the tensors of a ViT or a ResNet, or nothing says how its patches are told apart.
     """
     tensors = foreign.tensors
-    encoder = _resnet(foreign) if "encoder.root.weight" in tensors else _vit(foreign)
+    for name, rank in RANKS.items():
+        if name in tensors:
+            with_axes(tensors, name, rank)
+    resnet = "encoder.root.weight" in tensors or any(name.startswith("encoder.stages.") for name in tensors)
+    encoder = _resnet(foreign) if resnet else _vit(foreign)
     return ClassifierConfig(
         encoder=encoder, pooling=_pooling(foreign, encoder), head=_head(tensors), num_classes=_num_classes(tensors)
     )
@@ -72,7 +100,7 @@ def infer(foreign: Foreign) -> ClassifierConfig:
 
 def with_head(tensors: Tensors, config: ClassifierConfig) -> Tensors:
     """`tensors`, with a head that says zero of a single class where they have none."""
-    if "head.linear.weight" in tensors:
+    if any(name.startswith("head.linear.") for name in tensors):
         return tensors
     width = config.pooling.features(config.encoder)
     if isinstance(config.head, LinearHead) and config.head.representation:
@@ -82,6 +110,8 @@ def with_head(tensors: Tensors, config: ClassifierConfig) -> Tensors:
 
 def _resnet(foreign: Foreign) -> ResNetConfig:
     tensors, eps = foreign.tensors, foreign.resnet
+    if "encoder.root.weight" not in tensors:
+        raise InputError("these tensors of a ResNet lack encoder.root.weight, the first convolution; fetch them again")
     channels = tensors["encoder.root.weight"].shape
     return ResNetConfig(
         units=_units(tensors, "encoder.stages"),
@@ -105,8 +135,10 @@ def _vit(foreign: Foreign) -> ViTConfig:
     tensors = foreign.tensors
     hybrid = "encoder.stem.root.weight" in tensors
     name = "encoder.stem.patches.weight" if hybrid else "encoder.stem.weight"
-    if name not in tensors or tensors[name].ndim != 4 or "encoder.prefix" not in tensors:
-        raise InputError(f"these are not the tensors of a ViT; they are {some(list(tensors), most=3)}")
+    if lacking := [needed for needed in (name, "encoder.prefix") if needed not in tensors]:
+        raise InputError(
+            f"these tensors lack {lacking[0]}, which every ViT has; they are {some(list(tensors), most=3)}"
+        )
     width, channels, patch_size, _ = tensors[name].shape
     stem = Patchify(bias="encoder.stem.bias" in tensors)
     if hybrid:
@@ -116,11 +148,13 @@ def _vit(foreign: Foreign) -> ViTConfig:
         channels = tensors["encoder.stem.root.weight"].shape[1]
     first = next((p for p in ("encoder.blocks.0.", "encoder.blocks.0.rows.") if f"{p}mlp.up.weight" in tensors), None)
     if first is None:
-        raise InputError(f"these tensors have no first block; they are {some(list(tensors), most=3)}")
+        raise InputError(
+            f"these tensors lack encoder.blocks.0.mlp.up.weight, which tells the shape of all blocks; "
+            f"they are {some(list(tensors), most=3)}"
+        )
     num_prefix = tensors["encoder.prefix"].shape[0]
     class_token = num_prefix > 0 and foreign.class_token
-    normed = tensors.get(f"{first}attention.query_norm.weight")
-    num_heads = width // normed.shape[0] if normed is not None else foreign.num_heads or _published_heads(width)
+    normed = f"{first}attention.query_norm.weight" in tensors
     scaled = f"{first}residual1.scale" in tensors or f"{first}residual.scale" in tensors
     gated = f"{first}mlp.gate.weight" in tensors
     position, grid = _position(foreign, class_token)
@@ -128,7 +162,7 @@ def _vit(foreign: Foreign) -> ViTConfig:
         patch_size=patch_size,
         width=width,
         depth=1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.blocks.")),
-        num_heads=num_heads,
+        num_heads=_heads(tensors, first, width) or foreign.num_heads or _published_heads(width),
         mlp_dim=tensors[f"{first}mlp.up.weight"].shape[0],
         image_size=_image_size(grid, patch_size, foreign.image_size),
         channels=channels,
@@ -137,7 +171,7 @@ def _vit(foreign: Foreign) -> ViTConfig:
         feed_forward=SwiGLU() if gated else foreign.feed_forward,
         block=_block(foreign, first),
         qkv_bias=f"{first}attention.qkv.bias" in tensors,
-        qk_norm=normed is not None,
+        qk_norm=normed,
         rms_norm=not any(name.endswith(("norm.bias", "norm1.bias")) for name in tensors if ".blocks." in name),
         norm_eps=foreign.norm_eps,
         class_token=class_token,
@@ -146,6 +180,15 @@ def _vit(foreign: Foreign) -> ViTConfig:
         stem_norm="encoder.stem_norm.weight" in tensors,
         final_norm="encoder.norm.weight" in tensors,
     )
+
+
+def _heads(tensors: Tensors, first: str, width: int) -> int | None:
+    """The number of heads, where a shape tells it."""
+    if (normed := tensors.get(f"{first}attention.query_norm.weight")) is not None:
+        return width // len(normed)
+    axes = {"table": 2, "keys": 1, "down.weight": 0}
+    found = ((tensors.get(f"encoder.position.layers.0.{name}"), axis) for name, axis in axes.items())
+    return next((tensor.shape[axis] for tensor, axis in found if tensor is not None), None)
 
 
 def _published_heads(width: int) -> int:
@@ -222,4 +265,5 @@ def _head(tensors: Tensors) -> Head:
 
 
 def _num_classes(tensors: Tensors) -> int:
-    return tensors["head.linear.weight"].shape[0] if "head.linear.weight" in tensors else 1
+    given = (tensors.get(f"head.linear.{kind}") for kind in ("weight", "bias"))
+    return next((len(tensor) for tensor in given if tensor is not None), 1)

@@ -11,6 +11,8 @@ from vitreous.weights.mapping import Tensors, instantiate
 
 # In this order: the first that fits reads. timm's names are the ground others build on, so it comes last.
 LAYOUTS = (google, huggingface, torchvision, mae, dino, timm)
+OURS = ("encoder.prefix", "encoder.stem.", "encoder.blocks.", "encoder.root.", "encoder.stages.")
+"""How names begin that only this project gives."""
 
 
 def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
@@ -19,8 +21,13 @@ def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
     Raises:
         InputError: if no layout has these names, or the model is one that vitreous lacks.
     """
-    if "encoder.prefix" in tensors or "encoder.root.weight" in tensors:
-        return Foreign(tensors=tensors)
+    if any(name.startswith(OURS) for name in tensors):
+        resnet = any(name.startswith("encoder.stages.") for name in tensors)
+        return Foreign(
+            tensors=tensors,
+            resnet=google.BIG_VISION if resnet else google.VISION_TRANSFORMER,  # the defaults of the two configs
+            assumed=("pixels from -1 to 1", "bicubic resize", "crop ratio 0.9"),
+        )
     layout = next((layout for layout in LAYOUTS if layout.fits(tensors)), None)
     if layout is None:
         raise InputError(
@@ -32,7 +39,8 @@ def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"a tensor is missing or misshapen ({error}); fetch the weights again") from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"a tensor is missing or misshapen ({reason}); fetch the weights again") from error
 
 
 def classifier_of(foreign: Foreign) -> Classifier:

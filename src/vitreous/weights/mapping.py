@@ -74,6 +74,30 @@ def check(given: Mapping[str, Tensor], needed: Mapping[str, Tensor], *, model: s
         raise InputError(f"these weights do not fit {model}: {'; '.join(faults)}; choose the model they were made for")
 
 
+def joined(parts: Mapping[str, Tensor]) -> Tensor:
+    """The tensors one after another, along the first axis.
+
+    Raises:
+        InputError: if another axis differs; says the shape of each.
+    """
+    tensors = list(parts.values())
+    if any(tensor.ndim == 0 or tensor.shape[1:] != tensors[0].shape[1:] for tensor in tensors):
+        shapes = ", ".join(f"{name} is {shape(tensor)}" for name, tensor in parts.items())
+        raise InputError(f"{shapes}, but these belong together; fetch the weights again")
+    return torch.cat(tensors)
+
+
+def with_axes(tensors: Mapping[str, Tensor], name: str, number: int) -> Tensor:
+    """The tensor of that name, which has so many axes.
+
+    Raises:
+        InputError: if it has not.
+    """
+    if tensors[name].ndim != number:
+        raise InputError(f"{name} is {shape(tensors[name])}, but has {number} axes; fetch the weights again")
+    return tensors[name]
+
+
 def shape(tensor: Tensor) -> str:
     """`192 x 3 x 16 x 16`, or `scalar`."""
     return " x ".join(map(str, tensor.shape)) or "scalar"

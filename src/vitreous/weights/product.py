@@ -136,7 +136,7 @@ def _foreign(document: dict[str, Any], tensors: Tensors) -> Product:
     classifier = layouts.classifier_of(foreign)
     encoder, num_classes = classifier.config.encoder, classifier.config.num_classes
     extra: dict[str, Any] = {}
-    heads_are_open = foreign.num_heads is None and not document
+    heads_are_open = foreign.num_heads is None and not any(document.values())
     heads = [f"{encoder.num_heads} heads"] if heads_are_open and isinstance(encoder, ViTConfig) else []
     if assumed := [*heads, *foreign.assumed]:
         extra["assumed"] = f"no {CONFIG} says otherwise: assumed {', '.join(assumed)}"

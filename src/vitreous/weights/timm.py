@@ -18,7 +18,7 @@ from vitreous.relative import RelativeBias
 from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.vit import ViT, ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, inverse, rename
+from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, with_axes
 
 RULES: Rules = (
     ("encoder.stem", "patch_embed.proj"),
@@ -116,7 +116,8 @@ REFUSED = r"vit_(.*_rope_.*|pe_.*|.*_(lingbot|sapiens2|18x2_224|mci_224|resnet\d
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are timm's names."""
-    return "patch_embed.proj.weight" in tensors or "stem.conv.weight" in tensors
+    known = ("patch_embed.proj.weight", "blocks.0.norm1.weight", "stem.conv.weight", "stages.0.blocks.0.conv1.weight")
+    return any(name in tensors for name in known)
 
 
 def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
@@ -195,10 +196,14 @@ def from_timm(tensors: Mapping[str, Tensor], *, config: ClassifierConfig | None 
         assert match is not None
         layer, table = int(match[1] or 0), theirs.pop(name)
         class_rows = 3 if "cls_token" in theirs else 0
-        side = _side(len(table) - class_rows, f"{name} has {len(table)} rows")
-        theirs[f"encoder.position.layers.{layer}.table"] = table[: side * side].unflatten(0, (side, side))
+        offsets = len(table) - class_rows
+        if config is None:
+            rows = columns = _side(offsets, f"{name} has {len(table)} rows")
+        else:
+            rows, columns = (2 * side - 1 for side in config.encoder.grid)
+        theirs[f"encoder.position.layers.{layer}.table"] = table[:offsets].unflatten(0, (rows, columns))
         if class_rows:
-            theirs[f"encoder.position.layers.{layer}.class_token"] = table[side * side :]
+            theirs[f"encoder.position.layers.{layer}.class_token"] = table[offsets:]
     for name in [name for name in theirs if name.endswith(".attn.q_bias")]:
         attention = name.removesuffix(".q_bias")
         q, v = theirs.pop(name), theirs.pop(f"{attention}.v_bias")
@@ -233,7 +238,7 @@ def _split_gates(tensors: Tensors) -> None:
     """A SwiGLU's gate and value come as one layer, known by the half that goes on."""
     for name in [name for name in tensors if name.endswith(".mlp.up.weight")]:
         block = name.removesuffix(".up.weight")
-        hidden = tensors[f"{block}.down.weight"].shape[1] if f"{block}.down.weight" in tensors else 0
+        hidden = with_axes(tensors, f"{block}.down.weight", 2).shape[1] if f"{block}.down.weight" in tensors else 0
         if tensors[name].shape[0] == 2 * hidden:
             for kind in ("weight", "bias"):
                 if f"{block}.up.{kind}" in tensors:
@@ -254,12 +259,16 @@ def _drop_what_is_computed(ours: Tensors, config: ClassifierConfig) -> None:
 
 def _with_prefix(ours: Tensors, config: ClassifierConfig | None) -> Tensors:
     """The prefix tokens as one tensor, and the position table apart from the places of the prefix."""
-    tokens = {name: ours.pop(name)[0] for name in ("cls_token", "dist_token", "reg_token") if name in ours}
+    tokens = {name: with_axes(ours, name, 3)[0] for name in ("cls_token", "dist_token", "reg_token") if name in ours}
+    for name in tokens:
+        del ours[name]
     stem = ours.get("encoder.stem.weight", ours.get("encoder.stem.patches.weight"))
     width = 0 if stem is None else stem.shape[0]
-    prefix = torch.cat(list(tokens.values())) if tokens else torch.zeros(0, width)
+    prefix = joined(tokens) if tokens else torch.zeros(0, width)
     if "pos_embed" in ours:
-        places = ours.pop("pos_embed")[0]
+        places = with_axes(ours, "pos_embed", 3)[0]
+        joined({"pos_embed": places, **tokens})  # of the same width
+        del ours["pos_embed"]
         known = None if config is None else config.encoder
         grid = known.grid if known is not None else None
         slots = _slots(len(places), len(prefix), grid)

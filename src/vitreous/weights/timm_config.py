@@ -59,7 +59,9 @@ def describe(config: ClassifierConfig) -> dict[str, Any] | None:
     if architecture != ROTARY:
         arguments["fc_norm"] = normed_mean
         if encoder.layer_scale is not None:
-            arguments["init_values"] = encoder.layer_scale or 1e-5  # the tensors have the value; zero would leave it out
+            arguments["init_values"] = (
+                encoder.layer_scale or 1e-5
+            )  # the tensors have the value; zero would leave it out
         elif architecture in (RELATIVE, GATED):
             arguments["init_values"] = 0
         if activation not in ("gelu", None):
@@ -115,6 +117,7 @@ def _special(config: ClassifierConfig) -> tuple[str, dict[str, Any]] | None:
             or encoder.qk_norm
             or encoder.stem_norm
             or not encoder.qkv_bias
+            or (isinstance(config.pooling, AttentionPool) and (encoder.class_token or encoder.num_registers))
         ):
             return None
         return architecture, {

@@ -10,7 +10,7 @@ from vitreous.classifier import Classifier
 from vitreous.errors import InputError
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, inverse, rename
+from vitreous.weights.mapping import Rules, Tensors, inverse, rename, with_axes
 from vitreous.weights.plain import beyond_plain, refuse
 from vitreous.weights.timm import IMAGENET
 
@@ -35,7 +35,7 @@ OLD_RULES: Rules = (
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are torchvision's names."""
-    return "conv_proj.weight" in tensors
+    return "conv_proj.weight" in tensors or "encoder.layers.encoder_layer_0.ln_1.weight" in tensors
 
 
 def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
@@ -50,8 +50,11 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         block, _, kind = name.rpartition(".self_attention.in_proj_")
         ours[f"encoder.blocks.{block.rpartition('_')[2]}.attention.qkv.{kind}"] = theirs.pop(name)
     if "class_token" in theirs:
-        ours["encoder.prefix"] = theirs.pop("class_token")[0]
-    if (places := theirs.pop("encoder.pos_embedding", None)) is not None:
+        ours["encoder.prefix"] = with_axes(theirs, "class_token", 3)[0]
+        del theirs["class_token"]
+    if "encoder.pos_embedding" in theirs:
+        places = with_axes(theirs, "encoder.pos_embedding", 3)
+        del theirs["encoder.pos_embedding"]
         side = round((places.shape[1] - 1) ** 0.5)
         if side * side + 1 != places.shape[1]:
             raise InputError(f"encoder.pos_embedding has {places.shape[1]} places, no square grid and a class token")

@@ -30,7 +30,7 @@ PARTS = [
         for more in [{"class_token": False, "num_registers": 0} if isinstance(part, Axial) else {}]
     ),
     *(ClassifierConfig(encoder=LONG, num_classes=3, pooling=part) for part in variants(Pooling)),
-    *(ClassifierConfig(encoder=LONG, num_classes=3, head=part) for part in variants(Head)),
+    *(ClassifierConfig(encoder=LONG, num_classes=3, head=part) for part in variants(Head) if part != DistilledHead()),
     ClassifierConfig(encoder=LONG, num_classes=3, pooling=ClassAndDistillation(), head=DistilledHead()),
     ClassifierConfig(encoder=ResNetConfig(units=(1, 2)), num_classes=3, pooling=Mean()),
     ClassifierConfig(encoder=replace(LONG, qk_norm=True, rms_norm=True, qkv_bias=False, stem_norm=True), num_classes=3),

@@ -207,8 +207,8 @@ class AxialBlock(nn.Module):
     def forward(self, x: Sequence, where: Where) -> Sequence:
         if x.shape[1] != where.grid[0] * where.grid[1] or where.bias is not None:
             raise InputError(
-                "axial attention takes the whole grid of patches and nothing else: set class_token to false, "
-                "num_registers to 0 and position to an absolute or rotary kind, and drop no patches"
+                "axial blocks take the whole grid of patches: with an objective that drops no patches, "
+                "and a position of an absolute or rotary kind"
             )
         batch = x.shape[0]
 

@@ -6,8 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitreous.config import Config
-from vitreous.head import Head, LinearHead
-from vitreous.pooling import ClassToken, Pooling
+from vitreous.errors import InputError
+from vitreous.head import DistilledHead, Head, LinearHead
+from vitreous.pooling import ClassAndDistillation, ClassToken, Pooling
 from vitreous.tokens import Encoder
 from vitreous.vit import ViTConfig
 
@@ -24,6 +25,10 @@ class ClassifierConfig(Config):
     """From that vector to class scores."""
     num_classes: int = 1000
     """Classes told apart."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.head, DistilledHead) and not isinstance(self.pooling, ClassAndDistillation):
+            raise InputError("a DistilledHead scores two tokens; set pooling to ClassAndDistillation")
 
     def build(self) -> "Classifier":
         """A freshly initialised classifier."""

@@ -19,11 +19,8 @@ from vitreous.feed_forward import MLP
 
 def pays(device: torch.device) -> bool:
     """Whether packed products are faster here than torch's own: on AMD's x86 processors."""
-    if (
-        device.type != "cpu"
-        or platform.machine() not in ("x86_64", "AMD64")
-        or not torch.backends.mkldnn.is_available()
-    ):
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if device.type != "cpu" or not x86 or not torch.backends.mkldnn.is_available():
         return False
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
@@ -39,14 +36,14 @@ def packed(classifier: Classifier) -> Classifier:
     with torch.device("meta"):
         twin = classifier.config.build()
     twin.load_state_dict(classifier.state_dict(), assign=True)
-    for module in twin.modules():
+    for module in list(twin.modules()):
+        gelu = None
         if isinstance(module, MLP) and isinstance(module.activation, functools.partial):
             assert module.activation.func is F.gelu
-            module.up = PackedLinear(module.up, gelu=module.activation.keywords["approximate"])
-            module.activation = nn.Identity()
+            gelu, module.activation = module.activation.keywords["approximate"], nn.Identity()
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child))
+                setattr(module, name, PackedLinear(child, gelu=gelu if name == "up" else None))
     return twin.eval()
 
 

@@ -30,7 +30,7 @@ def resample(
     table: Float[Tensor, "rows columns *rest"], grid: Grid, method: Resampling = "aligned_bilinear"
 ) -> Float[Tensor, "new_rows new_columns *rest"]:
     """A table of vectors on another grid, square or not; computed in float32, returned in the table's type."""
-    if table.shape[:2] == grid:
+    if all(isinstance(side, int) for side in grid) and table.shape[:2] == grid:  # symbols are left to the exporter
         return table
     rows, columns = (
         interpolation_matrix(old, new, method, table.device) for old, new in zip(table.shape[:2], grid, strict=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.block import Block, PreNorm, Transformer
+from vitreous.block import Axial, Block, PreNorm, Transformer
 from vitreous.config import BELOW_ONE, check_ranges
 from vitreous.errors import InputError
 from vitreous.initialisation import Initialisation, PaperInitialisation
@@ -68,6 +68,10 @@ class ViTConfig(Transformer):
         check_ranges(self, **dict.fromkeys(("patch_size", "depth", "image_size", "channels"), (1, math.inf)))
         check_ranges(self, num_registers=(0, math.inf), drop_path=(0, BELOW_ONE))
         self.check_image(*self.image_shape)
+        if isinstance(self.block, Axial) and (self.class_token or self.num_registers):
+            raise InputError(
+                "axial blocks take patches alone; set class_token to false and num_registers to 0, and pool by the mean"
+            )
 
     def build(self) -> "ViT":
         """A freshly initialised encoder."""

@@ -20,7 +20,7 @@ from vitreous.position import Learned, SinCos2d, SinCos2dEmbedding
 from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, joined, rename, with_axes
+from vitreous.weights.mapping import Rules, Tensors, joined, rename, shape, with_axes
 from vitreous.weights.plain import beyond_plain, refuse
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
@@ -100,26 +100,26 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     theirs = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if any(name.startswith("resnet/") for name in theirs):
         return _read_bit(theirs, left)
-    theirs = _one_block_each(theirs)
+    theirs, hybrid = _one_block_each(theirs), "conv_root/kernel" in theirs
+    published = hybrid or any("/MlpBlock_3/" in name for name in theirs)  # big_vision never named a module so
+    big_vision = not published and "Transformer/posembed_input/pos_embedding" not in theirs
     theirs = {_original_name(name): tensor for name, tensor in theirs.items()}
-    hybrid = "conv_root/kernel" in theirs
     ours: Tensors = {}
     for name, tensor in _ours(theirs, RULES, hybrid=hybrid).items():
         ours[name] = _from_kernel(name, tensor)
-    num_heads = next((t.shape[1] for name, t in theirs.items() if name.endswith("/query/kernel")), None)
+    num_heads = _num_heads(theirs)
     for group in [name.removesuffix(".query.weight") for name in ours if name.endswith(".query.weight")]:
         _join_heads(ours, group)
     if (probe := ours.pop("MAPHead_0/probe", None)) is not None:
         ours["pooling.probe"] = probe
     _read_positions(ours)
-    big_vision = "pos_embedding" in theirs
     view = {"crop_ratio": 0.875} if big_vision else {"squash": True, "crop_ratio": 1.0}
     return Foreign(
         tensors=ours,
         num_heads=num_heads,
         feed_forward=GELU(tanh=True),
         pooling=None if "pooling.probe" in ours or len(ours["encoder.prefix"]) else Mean(),
-        position=SinCos2d(),
+        position=SinCos2d() if big_vision else None,
         resnet=VISION_TRANSFORMER,
         view=view | {"interpolation": "bilinear"},
         assumed=("fixed sine-cosine positions",) if "encoder.position.table" not in ours else (),
@@ -136,8 +136,8 @@ def _branch(name: str, prefix: str) -> str:
 
 def _read_bit(theirs: Tensors, left: tuple[str, ...]) -> Foreign:
     ours = {name: _from_kernel(name, tensor) for name, tensor in _ours(theirs, BIT_RULES, hybrid=True).items()}
-    if (weight := ours.get("head.linear.weight")) is not None:
-        ours["head.linear.weight"] = weight.flatten(1)
+    if "head.linear.weight" in ours:
+        ours["head.linear.weight"] = with_axes(ours, "head.linear.weight", 4).flatten(1)
     view = {"squash": True, "crop_ratio": 1.0, "interpolation": "bilinear"}
     return Foreign(tensors=ours, resnet=BIG_VISION, pooling=Mean(), view=view, left=left)
 
@@ -190,6 +190,16 @@ def _from_kernel(name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim == 2:
             return tensor.T
     return tensor.flatten() if name.endswith(".bias") else tensor
+
+
+def _num_heads(theirs: Tensors) -> int | None:
+    """The number of heads, which all kernels that make queries, keys and values have apart."""
+    kernels = [name for name in theirs if re.search(r"/(query|key|value)/kernel$", name)]
+    for name in kernels:
+        heads, bias = with_axes(theirs, name, 3).shape[1:], name.replace("/kernel", "/bias")
+        if bias in theirs and theirs[bias].shape != heads:
+            raise InputError(f"{bias} is {shape(theirs[bias])}, not {heads[0]} x {heads[1]}; fetch the file again")
+    return theirs[kernels[0]].shape[1] if kernels else None
 
 
 def _join_heads(ours: Tensors, group: str) -> None:

@@ -58,6 +58,8 @@ class Foreign:
     norm_eps: float = 1e-6
     feed_forward: FeedForward = GELU()
     """Where the layer has no gate."""
+    bare_stem: bool = False
+    """Whether a stem may go without a bias also where no norm follows it."""
     branch_norm: bool = False
     """Whether norms stand after layers."""
     class_token: bool = True
@@ -140,7 +142,8 @@ def _vit(foreign: Foreign) -> ViTConfig:
             f"these tensors lack {lacking[0]}, which every ViT has; they are {some(list(tensors), most=3)}"
         )
     width, channels, patch_size, _ = tensors[name].shape
-    stem = Patchify(bias="encoder.stem.bias" in tensors)
+    stem_norm = _has(tensors, "encoder.stem_norm.")
+    stem = Patchify(bias="encoder.stem.bias" in tensors or not (stem_norm or foreign.bare_stem))
     if hybrid:
         eps, units = foreign.resnet, _units(tensors, "encoder.stem.stages")
         stem = ResNetStem(units=units, norm_eps=eps.norm, variance_eps=eps.variance, deviation_eps=eps.deviation)
@@ -149,14 +152,13 @@ def _vit(foreign: Foreign) -> ViTConfig:
     first = next((p for p in ("encoder.blocks.0.", "encoder.blocks.0.rows.") if f"{p}mlp.up.weight" in tensors), None)
     if first is None:
         raise InputError(
-            f"these tensors lack encoder.blocks.0.mlp.up.weight, which tells the shape of all blocks; "
+            f"these tensors lack encoder.blocks.0.mlp.up.weight, which every ViT has; "
             f"they are {some(list(tensors), most=3)}"
         )
     num_prefix = tensors["encoder.prefix"].shape[0]
     class_token = num_prefix > 0 and foreign.class_token
-    normed = f"{first}attention.query_norm.weight" in tensors
-    scaled = f"{first}residual1.scale" in tensors or f"{first}residual.scale" in tensors
-    gated = f"{first}mlp.gate.weight" in tensors
+    in_blocks = "encoder.blocks."
+    scaled = _has(tensors, in_blocks, ".residual1.scale", ".residual2.scale", ".residual.scale")
     position, grid = _position(foreign, class_token)
     return ViTConfig(
         patch_size=patch_size,
@@ -168,18 +170,23 @@ def _vit(foreign: Foreign) -> ViTConfig:
         channels=channels,
         stem=stem,
         position=position,
-        feed_forward=SwiGLU() if gated else foreign.feed_forward,
+        feed_forward=SwiGLU() if _has(tensors, in_blocks, ".mlp.gate.weight") else foreign.feed_forward,
         block=_block(foreign, first),
-        qkv_bias=f"{first}attention.qkv.bias" in tensors,
-        qk_norm=normed,
-        rms_norm=not any(name.endswith(("norm.bias", "norm1.bias")) for name in tensors if ".blocks." in name),
+        qkv_bias=_has(tensors, in_blocks, ".attention.qkv.bias"),
+        qk_norm=_has(tensors, in_blocks, ".query_norm.weight", ".key_norm.weight"),
+        rms_norm=not _has(tensors, in_blocks, ".norm.bias", ".norm1.bias"),
         norm_eps=foreign.norm_eps,
         class_token=class_token,
         num_registers=num_prefix - class_token,
         layer_scale=1e-5 if scaled else None,
-        stem_norm="encoder.stem_norm.weight" in tensors,
-        final_norm="encoder.norm.weight" in tensors,
+        stem_norm=stem_norm,
+        final_norm=_has(tensors, "encoder.norm."),
     )
+
+
+def _has(tensors: Tensors, start: str, *ends: str) -> bool:
+    """Whether the name of any tensor begins and ends so; all of a kind are needed, but any one tells of the kind."""
+    return any(name.startswith(start) and name.endswith(ends or "") for name in tensors)
 
 
 def _heads(tensors: Tensors, first: str, width: int) -> int | None:
@@ -246,11 +253,11 @@ def _image_size(
 
 
 def _pooling(foreign: Foreign, encoder: Encoder) -> Pooling:
-    if "pooling.probe" in foreign.tensors:
+    if _has(foreign.tensors, "pooling.probe") or _has(foreign.tensors, "pooling.query."):
         return AttentionPool()
-    if "head.distillation.weight" in foreign.tensors:
+    if _has(foreign.tensors, "head.distillation."):
         return ClassAndDistillation()
-    normed = "pooling.norm.weight" in foreign.tensors
+    normed = _has(foreign.tensors, "pooling.norm.")
     if foreign.pooling is not None and not normed:
         return foreign.pooling
     has_class_token = isinstance(encoder, ViTConfig) and encoder.class_token
@@ -258,10 +265,10 @@ def _pooling(foreign: Foreign, encoder: Encoder) -> Pooling:
 
 
 def _head(tensors: Tensors) -> Head:
-    if "head.distillation.weight" in tensors:
+    if _has(tensors, "head.distillation."):
         return DistilledHead()
-    representation = tensors.get("head.representation.weight")
-    return LinearHead(representation=None if representation is None else representation.shape[0])
+    given = (tensors.get(f"head.representation.{kind}") for kind in ("weight", "bias"))
+    return LinearHead(representation=next((len(tensor) for tensor in given if tensor is not None), None))
 
 
 def _num_classes(tensors: Tensors) -> int:

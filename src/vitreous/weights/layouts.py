@@ -25,6 +25,7 @@ def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
         resnet = any(name.startswith("encoder.stages.") for name in tensors)
         return Foreign(
             tensors=tensors,
+            bare_stem=True,
             resnet=google.BIG_VISION if resnet else google.VISION_TRANSFORMER,  # the defaults of the two configs
             assumed=("pixels from -1 to 1", "bicubic resize", "crop ratio 0.9"),
         )

@@ -18,7 +18,7 @@ from vitreous.relative import RelativeBias
 from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.vit import ViT, ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, with_axes
+from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, shape, with_axes
 
 RULES: Rules = (
     ("encoder.stem", "patch_embed.proj"),
@@ -116,8 +116,8 @@ REFUSED = r"vit_(.*_rope_.*|pe_.*|.*_(lingbot|sapiens2|18x2_224|mci_224|resnet\d
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are timm's names."""
-    known = ("patch_embed.proj.weight", "blocks.0.norm1.weight", "stem.conv.weight", "stages.0.blocks.0.conv1.weight")
-    return any(name in tensors for name in known)
+    known = ("patch_embed.proj.weight", "blocks.0.", "stem.conv.weight", "stages.0.blocks.0.conv1.weight")
+    return any(name.startswith(known) for name in tensors)
 
 
 def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
@@ -226,9 +226,11 @@ def _is_eva(tensors: Mapping[str, Tensor]) -> bool:
 def _split_parallel(tensors: Tensors, block: str) -> None:
     """timm computes the feed-forward's first layer and the attention's in one product."""
     width = tensors[f"{block}.attn_out_proj.weight"].shape[0]
-    hidden = tensors[f"{block}.in_proj.weight"].shape[0] - 3 * width
+    hidden = with_axes(tensors, f"{block}.mlp_out_proj.weight", 2).shape[1]
     for kind in ("weight", "bias"):
-        if (both := tensors.pop(f"{block}.in_proj.{kind}", None)) is not None:
+        if (both := tensors.pop(name := f"{block}.in_proj.{kind}", None)) is not None:
+            if both.shape[0] != hidden + 3 * width:
+                raise InputError(f"{name} is {shape(both)}, not {hidden} + 3 times {width}; fetch the weights again")
             tensors[f"{block}.mlp.fc1.{kind}"], tensors[f"{block}.attn.qkv.{kind}"] = both.split([hidden, 3 * width])
     if (bias := tensors.pop(f"{block}.mlp_bias", None)) is not None:
         tensors[f"{block}.mlp.fc1.bias"] = bias
@@ -241,8 +243,12 @@ def _split_gates(tensors: Tensors) -> None:
         hidden = with_axes(tensors, f"{block}.down.weight", 2).shape[1] if f"{block}.down.weight" in tensors else 0
         if tensors[name].shape[0] == 2 * hidden:
             for kind in ("weight", "bias"):
-                if f"{block}.up.{kind}" in tensors:
-                    gate, up = tensors[f"{block}.up.{kind}"].chunk(2)
+                if (up := tensors.get(f"{block}.up.{kind}")) is not None:
+                    if up.shape[0] != 2 * hidden:
+                        raise InputError(
+                            f"{block}.up.{kind} is {shape(up)}, not 2 times {hidden}; fetch the weights again"
+                        )
+                    gate, up = up.chunk(2)
                     tensors[f"{block}.gate.{kind}"], tensors[f"{block}.up.{kind}"] = gate, up
 
 

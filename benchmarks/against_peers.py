@@ -36,10 +36,11 @@ from torch import nn
 
 from vitreous import distributed
 from vitreous.allocator import keep_freed_memory, return_freed_memory
-from vitreous.classifier import ClassifierConfig
+from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.cores import cores
 from vitreous.doctor import examine
 from vitreous.files import write_text
+from vitreous.packing import packed, pays
 from vitreous.provenance import installed
 from vitreous.tables import table
 from vitreous.vit import ViTConfig
@@ -166,6 +167,8 @@ PEERS = {
 }
 IMPORTS = ["timm", "torchvision", "transformers.models.vit.modeling_vit", "vit_pytorch", "vitreous.classifier"]
 COMPILED = " compiled"
+PACKED = "vitreous packed"
+"""As `vitreous predict` and `evaluate` compute where it pays: weights packed once, GELU inside the product."""
 MATMUL = "matmul"
 PRODUCT = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product is the yardstick."""
@@ -227,8 +230,11 @@ def build(case: Case, peer: str) -> nn.Module:
 
 def work_of(case: Case, peer: str, world: distributed.World) -> Callable[[], object]:
     """A function that makes one call."""
-    model = build(case, peer.removesuffix(COMPILED)).train(case.kind == "step")
+    model = build(case, "vitreous" if peer == PACKED else peer.removesuffix(COMPILED)).train(case.kind == "step")
     run = torch.compile(model) if peer.endswith(COMPILED) else model
+    if peer == PACKED:
+        assert isinstance(model, Classifier)
+        run = packed(model)
     side = case.shape.image_size
     images = torch.randn(case.batch_size, 3, side, side, device=case.device)
 
@@ -348,7 +354,7 @@ def measure(case: Case, *, rounds: int) -> list[dict[str, Any]]:
             for place in shuffled.sample(list(places), len(places)):
                 places[place].send(place[1])
                 turns[place].append(places[place].recv())
-    eager = [peer for peer in case.peers if peer != "vitreous" and not peer.endswith(COMPILED)]
+    eager = [peer for peer in case.peers if not peer.startswith("vitreous") and not peer.endswith(COMPILED)]
     rival = min(eager, key=lambda peer: _median(turns[first, peer], "wall_s"), default="vitreous")
     limit = PRODUCT[case.device] ** 3 * 2 / min(turn.wall_s for turn in turns.pop((first, MATMUL)))
     needed = operations(case.shape) * case.batch_size * (3 if case.kind == "step" else 1)
@@ -445,6 +451,8 @@ def arguments() -> argparse.Namespace:
             given.peers += [peer, peer + COMPILED] if given.compile else [peer]
         else:
             print(f"{peer} is not installed: left out")
+    if given.kind == "forward" and "vitreous" in given.peers and pays(torch.device(given.device)):
+        given.peers.append(PACKED)
     return given
 
 

@@ -14,6 +14,7 @@ from vitreous.head import DistilledHead, LinearHead
 from vitreous.pooling import AttentionPool, ClassAndDistillation, Mean
 from vitreous.relative import RelativeBias
 from vitreous.resnet import ResNetConfig, ResNetStem
+from vitreous.tokens import Encoder
 from vitreous.weights import google, huggingface, layouts, torchvision
 from vitreous.weights.infer import RANKS
 from vitreous.weights.mapping import Tensors
@@ -23,7 +24,7 @@ IMAGES = random_images(1, 3, 32, 32)
 SMALL = tiny(mlp_dim=40)
 
 
-def classifier(encoder=SMALL, **parts):
+def classifier(encoder: Encoder = SMALL, **parts):
     return randomise(ClassifierConfig(encoder=encoder, num_classes=5, **parts).build())
 
 
@@ -42,7 +43,7 @@ def dinov2() -> Tensors:
 PLAIN = classifier()
 REPRESENTED = classifier(head=LinearHead(representation=24))
 ATTENDING = classifier(of(class_token=False, feed_forward=GELU(tanh=True)), pooling=AttentionPool())
-HYBRID = classifier(of(stem=ResNetStem(units=(1, 1)), depth=1))
+HYBRID = classifier(of(stem=ResNetStem(units=(1, 1))))
 RESNET = classifier(ResNetConfig(units=(1, 1), image_size=32), pooling=Mean())
 EXAMPLES: dict[str, Tensors] = {
     "vitreous": PLAIN.state_dict(),
@@ -84,7 +85,7 @@ def damages(name: str, tensor: Tensor) -> dict[str, dict[str, Tensor]]:
     found = {
         "missing": {},
         "renamed": {name[:-1] + "_": tensor},
-        "cut in half": {name: tensor.narrow(longest, 0, tensor.shape[longest] // 2)},
+        "truncated": {name: tensor.narrow(longest, 0, tensor.shape[longest] - 1)},
         "transposed": {name: tensor.transpose(0, -1)},
         "flat": {name: tensor.flatten() if tensor.ndim > 1 else tensor[None]},
     }
@@ -117,9 +118,10 @@ def test_a_damaged_tensor_is_refused_in_one_line_that_names_it_or_makes_no_diffe
             except InputError as error:
                 message = str(error)
                 assert "\n" not in message, (name, damage)
-                named = [*instead, name, *becomes[name]]
-                named += [part.rpartition(".")[0] for part in named]
-                if not (deciding and damage in ("cut in half", "transposed")):  # then all others do not fit to it
+                named = [*instead, name, name.removeprefix("vit."), *becomes[name]]
+                named += [part.replace("qkv", kind) for part in named for kind in ("query", "key", "value")]
+                named += [part.rpartition(".")[0] for part in named] + ["positions"] * ("pos" in name)
+                if not (deciding and damage in ("truncated", "transposed")):  # then all others do not fit to it
                     assert any(part in message for part in named), (name, damage, message)
                 assert any(advice in message for advice in ("fetch", "choose", "they are", "vitreous reads")), message
             else:

@@ -228,7 +228,10 @@ def _read_positions(ours: Tensors) -> None:
             del ours[name]
             side = round((len(places) - slot) ** 0.5)
             if side * side + slot != len(places):
-                raise InputError(f"{name} has {len(places)} places, no square grid with {slot} for the class token")
+                raise InputError(
+                    f"{name} has {len(places)} places, no square grid with {slot} for the class token (cls); "
+                    "vitreous reads positions learned on square images"
+                )
             ours["encoder.position.table"] = places[slot:].unflatten(0, (side, side))
             if slot:
                 ours["encoder.position.class_token"] = places[:1]

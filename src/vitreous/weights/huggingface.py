@@ -110,7 +110,9 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
             heights = image_size if isinstance(image_size, list) else (image_size, image_size)
             grid = tuple(pixels // document["patch_size"] for pixels in heights)
         if grid[0] * grid[1] + 1 != places.shape[1]:
-            raise InputError(f"position_embeddings has {places.shape[1]} places, not {grid[0]} x {grid[1]} + 1")
+            raise InputError(
+                f"{table} has {places.shape[1]} places, not {grid[0]} x {grid[1]} + 1; fetch config.json, too, or again"
+            )
         ours["encoder.position.class_token"] = places[0, :1]
         ours["encoder.position.table"] = places[0, 1:].unflatten(0, grid)
     left = ["the mask token"] if ours.pop("embeddings.mask_token", None) is not None else []

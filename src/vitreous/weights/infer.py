@@ -21,7 +21,7 @@ from vitreous.stem import Patchify
 from vitreous.tokens import Encoder
 from vitreous.variants import SIZES
 from vitreous.vit import ViTConfig
-from vitreous.weights.mapping import Tensors, with_axes
+from vitreous.weights.mapping import Tensors, shape, with_axes
 
 RANKS = {
     "encoder.root.weight": 4,
@@ -102,7 +102,7 @@ def infer(foreign: Foreign) -> ClassifierConfig:
 
 def with_head(tensors: Tensors, config: ClassifierConfig) -> Tensors:
     """`tensors`, with a head that says zero of a single class where they have none."""
-    if any(name.startswith("head.linear.") for name in tensors):
+    if _has(tensors, "head.linear.") or _has(tensors, "head.distillation."):
         return tensors
     width = config.pooling.features(config.encoder)
     if isinstance(config.head, LinearHead) and config.head.representation:
@@ -135,9 +135,9 @@ def _units(tensors: Tensors, stages: str) -> tuple[int, ...]:
 
 def _vit(foreign: Foreign) -> ViTConfig:
     tensors = foreign.tensors
-    hybrid = "encoder.stem.root.weight" in tensors
-    name = "encoder.stem.patches.weight" if hybrid else "encoder.stem.weight"
-    if lacking := [needed for needed in (name, "encoder.prefix") if needed not in tensors]:
+    hybrid = any(_has(tensors, f"encoder.stem.{part}.") for part in ("root", "norm", "stages", "patches"))
+    name, root = "encoder.stem.patches.weight" if hybrid else "encoder.stem.weight", "encoder.stem.root.weight"
+    if lacking := [needed for needed in (name, *[root] * hybrid, "encoder.prefix") if needed not in tensors]:
         raise InputError(
             f"these tensors lack {lacking[0]}, which every ViT has; they are {some(list(tensors), most=3)}"
         )
@@ -148,7 +148,7 @@ def _vit(foreign: Foreign) -> ViTConfig:
         eps, units = foreign.resnet, _units(tensors, "encoder.stem.stages")
         stem = ResNetStem(units=units, norm_eps=eps.norm, variance_eps=eps.variance, deviation_eps=eps.deviation)
         patch_size *= 4 * 2 ** max(len(units) - 1, 0)
-        channels = tensors["encoder.stem.root.weight"].shape[1]
+        channels = tensors[root].shape[1]
     first = next((p for p in ("encoder.blocks.0.", "encoder.blocks.0.rows.") if f"{p}mlp.up.weight" in tensors), None)
     if first is None:
         raise InputError(
@@ -160,11 +160,17 @@ def _vit(foreign: Foreign) -> ViTConfig:
     in_blocks = "encoder.blocks."
     scaled = _has(tensors, in_blocks, ".residual1.scale", ".residual2.scale", ".residual.scale")
     position, grid = _position(foreign, class_token)
+    num_heads = _heads(tensors, first, width) or foreign.num_heads or _published_heads(width)
+    if width % num_heads:
+        raise InputError(
+            f"{name} is {shape(tensors[name])}, but {num_heads} heads need a width that they divide; "
+            "fetch the weights again"
+        )
     return ViTConfig(
         patch_size=patch_size,
         width=width,
         depth=1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.blocks.")),
-        num_heads=_heads(tensors, first, width) or foreign.num_heads or _published_heads(width),
+        num_heads=num_heads,
         mlp_dim=tensors[f"{first}mlp.up.weight"].shape[0],
         image_size=_image_size(grid, patch_size, foreign.image_size),
         channels=channels,
@@ -174,7 +180,7 @@ def _vit(foreign: Foreign) -> ViTConfig:
         block=_block(foreign, first),
         qkv_bias=_has(tensors, in_blocks, ".attention.qkv.bias"),
         qk_norm=_has(tensors, in_blocks, ".query_norm.weight", ".key_norm.weight"),
-        rms_norm=not _has(tensors, in_blocks, ".norm.bias", ".norm1.bias"),
+        rms_norm=not _has(tensors, in_blocks, ".norm.bias", ".norm1.bias", ".norm2.bias"),
         norm_eps=foreign.norm_eps,
         class_token=class_token,
         num_registers=num_prefix - class_token,
@@ -224,11 +230,16 @@ def _position(foreign: Foreign, class_token: bool) -> tuple[Position, tuple[int,
             return Learned2d(class_token_slot=slot, **settings), (row.shape[0], columns)
         return None
 
+    def one_for_all(list_of: str) -> bool:
+        return {name.removeprefix(place + list_of)[:2] for name in tensors if name.startswith(place + list_of)} == {
+            "0."
+        }
+
     if found := absolute(place):
         return found
     if found := absolute(f"{place}tables.0."):
-        return EveryLayer(kind=found[0], shared=not any(n.startswith(f"{place}tables.1.") for n in tensors)), found[1]
-    shared = not any(name.startswith(f"{place}layers.1.") for name in tensors)
+        return EveryLayer(kind=found[0], shared=one_for_all("tables.")), found[1]
+    shared = one_for_all("layers.")
     if (table := tensors.get(f"{place}layers.0.table")) is not None:
         return RelativeBias(shared=shared, **settings), ((table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2)
     if (keys := tensors.get(f"{place}layers.0.keys")) is not None:
@@ -237,7 +248,10 @@ def _position(foreign: Foreign, class_token: bool) -> tuple[Position, tuple[int,
     if (up := tensors.get(f"{place}layers.0.up.weight")) is not None:
         return RelativeMLP(shared=shared, hidden=up.shape[0]), None
     if foreign.position is None:
-        raise InputError("these weights have no positions, and no config.json says how patches are told apart")
+        raise InputError(
+            "these weights have no positions, such as encoder.position.table, "
+            "and no config.json says how patches are told apart; fetch it, too"
+        )
     return foreign.position, None
 
 
@@ -272,5 +286,6 @@ def _head(tensors: Tensors) -> Head:
 
 
 def _num_classes(tensors: Tensors) -> int:
-    given = (tensors.get(f"head.linear.{kind}") for kind in ("weight", "bias"))
+    parts = ("linear.weight", "linear.bias", "distillation.weight", "distillation.bias")
+    given = (tensors.get(f"head.{part}") for part in parts)
     return next((len(tensor) for tensor in given if tensor is not None), 1)

@@ -1,6 +1,7 @@
 """Which project's layout a state dict has, and the model that is in it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from vitreous.classifier import Classifier
@@ -35,13 +36,8 @@ def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
             f"these are not the tensors of a ViT or a BiT ResNet in a layout that vitreous reads (its own, timm's, "
             f"transformers', torchvision's, Google's, DINO's, MAE's); they are {some(list(tensors), most=3)}"
         )
-    try:
+    with _blaming_tensors():
         return layout.read(tensors, document)
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"a tensor is missing or misshapen ({reason}); fetch the weights again") from error
 
 
 def classifier_of(foreign: Foreign) -> Classifier:
@@ -50,5 +46,18 @@ def classifier_of(foreign: Foreign) -> Classifier:
     Raises:
         InputError: if the tensors are not exactly those of a ViT or a BiT ResNet; names the first that differ.
     """
-    config = infer(foreign)
+    with _blaming_tensors():
+        config = infer(foreign)
     return instantiate(config, with_head(foreign.tensors, config))
+
+
+@contextmanager
+def _blaming_tensors() -> Iterator[None]:
+    """Turn what Python says of a tensor that is not as expected into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"a tensor is missing or misshapen ({reason}); fetch the weights again") from error

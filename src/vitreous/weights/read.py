@@ -36,9 +36,9 @@ def read_tensors(path: Path) -> Tensors:
         raise InputError(f"{path} is no weights file; give one of {', '.join(SUFFIXES)}")
     try:
         found: Mapping[str, Any] = LOADERS.get(path.suffix, _load_torch)(path)
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except DAMAGES as error:
         raise InputError(f"{path} is damaged or incomplete ({_first_line(error)}); fetch it again") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or _first_line(error)}") from error
@@ -90,8 +90,14 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _load_npz(path: Path) -> Mapping[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: _from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiuV"}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("it is no archive of arrays")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {
+                    name: _from_numpy(array) for name in arrays.files if (array := arrays[name]).dtype.kind in "fiuV"
+                }
     except ValueError as error:
         if "pickle" not in str(error):
             raise
@@ -105,6 +111,11 @@ def _from_numpy(array: np.ndarray) -> Tensor:
 
 
 LOADERS = {".safetensors": _load_safetensors, ".npz": _load_npz}
+DAMAGES = (
+    *(SafetensorError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, EOFError, KeyError, ValueError, TypeError),  # torch's and NumPy's
+)
+"""What the loaders raise where a file is not as it should be."""
 
 
 def _first_line(error: Exception) -> str:

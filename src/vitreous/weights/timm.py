@@ -181,8 +181,9 @@ def from_timm(tensors: Mapping[str, Tensor], *, config: ClassifierConfig | None 
     hybrid = any(name.startswith("patch_embed.backbone.") for name in theirs)
     parallel = [name for name in theirs if name.endswith(".in_proj.weight")]
     rules: Rules = (
-        *(HYBRID_RULES if "patch_embed.backbone.stem.conv.weight" in theirs else ROOT_RULES if hybrid else ()),
-        *(RESNET_RULES if "stem.conv.weight" in theirs else ()),
+        *(HYBRID_RULES if any(name.startswith("patch_embed.backbone.stages.") for name in theirs) else ()),
+        *(ROOT_RULES if hybrid else ()),
+        *(RESNET_RULES if "stem.conv.weight" in theirs or "stages.0.blocks.0.conv1.weight" in theirs else ()),
         *(EVA_RULES if _is_eva(theirs) else ()),
         *(PARALLEL_RULES if parallel else ()),
         *(NORMED_MEAN_RULES if "fc_norm.weight" in theirs else ()),
@@ -225,12 +226,20 @@ def _is_eva(tensors: Mapping[str, Tensor]) -> bool:
 
 def _split_parallel(tensors: Tensors, block: str) -> None:
     """timm computes the feed-forward's first layer and the attention's in one product."""
-    width = tensors[f"{block}.attn_out_proj.weight"].shape[0]
+    out = tensors[f"{block}.attn_out_proj.weight"]
+    width = out.shape[0]
+    if out.shape != (width, width):
+        raise InputError(
+            f"{block}.attn_out_proj.weight is {shape(out)}, but as many in as out; fetch the weights again"
+        )
     hidden = with_axes(tensors, f"{block}.mlp_out_proj.weight", 2).shape[1]
     for kind in ("weight", "bias"):
         if (both := tensors.pop(name := f"{block}.in_proj.{kind}", None)) is not None:
             if both.shape[0] != hidden + 3 * width:
-                raise InputError(f"{name} is {shape(both)}, not {hidden} + 3 times {width}; fetch the weights again")
+                raise InputError(
+                    f"{name} is {shape(both)}, but {block}.mlp_out_proj.weight takes {hidden} of what it makes, and "
+                    f"attention 3 times {width}; fetch the weights again"
+                )
             tensors[f"{block}.mlp.fc1.{kind}"], tensors[f"{block}.attn.qkv.{kind}"] = both.split([hidden, 3 * width])
     if (bias := tensors.pop(f"{block}.mlp_bias", None)) is not None:
         tensors[f"{block}.mlp.fc1.bias"] = bias

@@ -57,7 +57,10 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         del theirs["encoder.pos_embedding"]
         side = round((places.shape[1] - 1) ** 0.5)
         if side * side + 1 != places.shape[1]:
-            raise InputError(f"encoder.pos_embedding has {places.shape[1]} places, no square grid and a class token")
+            raise InputError(
+                f"encoder.pos_embedding has {places.shape[1]} places, no square grid and a class token; "
+                "vitreous reads positions learned on square images"
+            )
         ours["encoder.position.class_token"] = places[0, :1]
         ours["encoder.position.table"] = places[0, 1:].unflatten(0, (side, side))
     ours |= rename(theirs, (*inverse(OLD_RULES), *inverse(RULES)))

@@ -1,0 +1,35 @@
+"""The application that the commands join, and what they share."""
+
+import json
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+import vitreous
+from vitreous.errors import InputError
+
+
+def whole(kind: type, tokens: Any) -> int:
+    """An int from the command line; cyclopts would cut 4.5 to 4."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise InputError(f"{tokens[0].keyword} takes a whole number, got {tokens[0].value!r}") from None
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
+
+app = App(
+    name="vitreous",
+    version=vitreous.__version__,
+    help="The Vision Transformer, whole and see-through. Start with: vitreous fit FOLDER-OF-PHOTOS",
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=()),
+)
+
+
+def print_json(value: Any) -> None:
+    """The one answer of a command that is asked for JSON."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,191 @@
+"""Commands about models themselves: models, budget, convert."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from vitreous.cli.app import Whole, app, print_json
+from vitreous.errors import InputError, did_you_mean
+from vitreous.tables import table
+
+
+@app.command
+def models(pattern: str = "", /, *, json: bool = False) -> int:
+    """List the published sizes: name, timm's name, parameters, GFLOPs, tokens.
+
+    Parameters
+    ----------
+    pattern
+        A name, or a part of either name, such as B/ or patch14.
+    json
+        Print a JSON list.
+    """
+    from vitreous.budget import cost, plain_classifier
+    from vitreous.variants import PUBLISHED, encoder, timm_name
+
+    rows = []
+    for name in [name for name in PUBLISHED if name.lower() == pattern.lower()] or PUBLISHED:
+        config = encoder(name)
+        other = timm_name(config) or ""
+        if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
+            rows.append((name, other, cost(plain_classifier(config))))
+    if not rows:
+        raise InputError(f"no model matches {pattern!r}{did_you_mean(pattern, PUBLISHED)}")
+    if json:
+        print_json([{"name": name, "timm": other or None, **vars(spent)} for name, other, spent in rows])
+    else:
+        head = ("name", "timm", "parameters", "GFLOPs", "GMACs", "tokens")
+        cells = [
+            (name, other, f"{c.parameters:,}", f"{c.gflops:,.1f}", f"{c.gflops / 2:,.2f}", f"{c.tokens:,}")
+            for name, other, c in rows
+        ]
+        print(table([head, *cells]))
+        print(
+            "\nat 224 pixels, with 1,000 classes; GMACs count a multiplication and its addition as one, GFLOPs as two"
+        )
+        print("other sizes: B/16@384 for the image, WIDTHxDEPTH/PATCH for the encoder")
+    return 0
+
+
+@app.command
+def budget(
+    model: str,
+    /,
+    *,
+    images: float | None = None,
+    epochs: float = 1.0,
+    image_size: Whole | None = None,
+    batch_size: Whole = 32,
+    classes: Whole = 1000,
+    precision: Literal["float32", "bfloat16"] = "bfloat16",
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    memory: float | None = None,
+    tflops: float | None = None,
+    devices: Whole = 1,
+    json: bool = False,
+) -> int:
+    """Say what a model costs before it is trained: work, memory of a training step, length of a run.
+
+    Parameters
+    ----------
+    model
+        Size and patch, such as B/16, R50+B/16, R50x1, vit_small_patch16_224 or 128x6/4.
+    images
+        Training images, such as 303e6, to say what a run costs.
+    epochs
+        Passes of the run over the images.
+    image_size
+        Side in pixels; by default the model's.
+    batch_size
+        Images a step on each device.
+    classes
+        Classes told apart.
+    precision
+        What products are computed in; train takes bfloat16 on a GPU and float32 on a CPU.
+    optimizer
+        adamw or sgd, whose state is kept too.
+    memory
+        GiB of a device, to say the largest batch that fits.
+    tflops
+        TFLOP/s that a device achieves in training, not its peak; to say the time of the run.
+    devices
+        Devices that share the run.
+    json
+        Print a JSON object; memory in bytes.
+    """
+    import torch
+
+    from vitreous.budget import cost, plain_classifier, training_exaflops
+    from vitreous.budget import memory as step_memory
+    from vitreous.optim import SGD, AdamW
+    from vitreous.variants import encoder, title
+
+    given = {"images": images, "epochs": epochs, "image-size": image_size, "batch-size": batch_size}
+    given |= {"classes": classes, "memory": memory, "tflops": tflops, "devices": devices}
+    for option, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{option} must be more than 0, got {value:g}")
+    if tflops is not None and images is None:
+        raise InputError("--tflops says how long a run takes; say with --images how long the run is")
+    config = plain_classifier(encoder(model, **({"image_size": image_size} if image_size else {})), num_classes=classes)
+    chosen = {"adamw": AdamW(), "sgd": SGD()}[optimizer]
+    spent, held = cost(config), step_memory(config, optimizer=chosen.build, dtype=getattr(torch, precision))
+    largest = None if memory is None else held.largest_batch(memory * 2**30)
+    exaflops = None if images is None else training_exaflops(spent, images=images, epochs=epochs)
+    days = None if exaflops is None or tflops is None else exaflops * 1e6 / (tflops * devices) / 86_400
+    if json:
+        step = {**vars(held), "batch_size": batch_size, "total": held.total(batch_size), "largest_batch": largest}
+        print_json({"name": model, **vars(spent), "memory": step, "exaflops": exaflops, "days": days})
+        return 0
+
+    def gib(number: int) -> str:
+        return f"{number / 2**30:,.2f}"
+
+    rows = [
+        (title(config.encoder), "", f"{config.encoder.pixels}, {classes:,} classes"),
+        ("parameters", f"{spent.parameters:,}", ""),
+        ("tokens", f"{spent.tokens:,}", ""),
+        ("work", f"{spent.gflops:,.2f}", f"GFLOPs an image, {spent.gflops / 2:,.2f} GMACs"),
+        ("memory: parameters", gib(held.parameters), "GiB"),
+        ("memory: gradients", gib(held.gradients), "GiB"),
+        ("memory: optimizer", gib(held.optimizer), f"GiB, {type(chosen).__name__}"),
+        ("memory: weights", gib(held.weights), f"GiB, as they are multiplied in {precision}"),
+        ("memory: activations", gib(batch_size * held.activations), f"GiB, {batch_size:,} images"),
+        ("memory: together", gib(held.total(batch_size)), "GiB"),
+    ]
+    if largest is not None:
+        rows.append(("largest batch", f"{largest:,}", f"images in {memory:g} GiB"))
+    if exaflops is not None:
+        rows.append(("run", f"{exaflops:,.3f}", f"exaFLOPs, {epochs:g} x {images:,.0f} images"))
+    if days is not None:
+        rows.append(("time", f"{days:,.2f}", f"days, {devices:,} x {tflops:g} TFLOP/s"))
+    print(table(rows))
+    print("\nnot counted: workspaces of kernels, and what the allocator wastes")
+    return 0
+
+
+@app.command
+def convert(
+    source: str,
+    destination: str,
+    /,
+    *,
+    to: str = "vitreous",
+    verify: bool = False,
+    json: bool = False,
+) -> int:
+    """Write a model in the files of another project: vitreous, timm, hf, torchvision or google.
+
+    Parameters
+    ----------
+    source
+        A run, a folder or file in any layout that vitreous reads, timm:NAME.TAG, hf:OWNER/NAME or
+        google:DIRECTORY/NAME.npz.
+    destination
+        A folder, which also gets the preprocessing and class names; or one file, .safetensors or .npz.
+    to
+        vitreous, timm, hf (transformers), torchvision, or google (the paper's .npz).
+    verify
+        Read what was written, and compare the logits of both on random images.
+    json
+        Print a JSON object.
+    """
+    from vitreous.console import Console
+    from vitreous.weights.convert import convert as carry_out
+    from vitreous.weights.convert import verify as compare
+
+    product = carry_out(source, Path(destination), to=to, progress=Console().say)
+    facts: dict[str, Any] = {"written": destination, "layout": to, "model": product.describe()}
+    if verify:
+        agreement = compare(product, Path(destination))
+        facts |= vars(agreement)
+    if json:
+        print_json(facts)
+        return 0
+    print(f"{facts['model']} written as {to}: {destination}")
+    if verify:
+        print(
+            f"logits differ by {facts['difference']:.2g} at most, of {facts['largest']:.3g}; "
+            f"the same class for {facts['same_class']} of {facts['images']} random images"
+        )
+    return 0

@@ -457,3 +457,26 @@ def test_a_recipe_file_may_hold_configs_of_its_own(photos, vitreous, tmp_path):
     assert answer.code == 0
     assert "images are not where" not in (tmp_path / "run" / "report" / "index.html").read_text("utf-8")
     assert vitreous("train", f"{tmp_path / 'mine.py'}:leave").code == 2
+
+
+@pytest.mark.parametrize("layout", ["vitreous", "timm"])
+def test_convert_says_what_it_wrote_and_that_nothing_changed(layout, trained, vitreous, tmp_path):
+    answer = vitreous("convert", trained, tmp_path / "out", "--to", layout, "--verify", "--json")
+    said = json.loads(answer.out)
+    assert answer.code == 0
+    assert said["difference"] == 0
+    assert said["same_class"] == said["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--to", "tensorflow"), "choose one of vitreous, timm, hf, torchvision, google"),
+        (("--to", "hf", "--verify"), "position="),
+    ],
+)
+def test_a_layout_that_cannot_be_is_one_line(arguments, hint, trained, vitreous, tmp_path):
+    answer = vitreous("convert", trained, tmp_path / "out", *arguments)
+    assert answer.code == 2
+    assert hint in answer.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -468,15 +468,8 @@ def test_convert_says_what_it_wrote_and_that_nothing_changed(layout, trained, vi
     assert said["same_class"] == said["images"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (("--to", "tensorflow"), "choose one of vitreous, timm, hf, torchvision, google"),
-        (("--to", "hf", "--verify"), "position="),
-    ],
-)
-def test_a_layout_that_cannot_be_is_one_line(arguments, hint, trained, vitreous, tmp_path):
-    answer = vitreous("convert", trained, tmp_path / "out", *arguments)
+def test_a_layout_that_nobody_has_is_one_line(trained, vitreous, tmp_path):
+    answer = vitreous("convert", trained, tmp_path / "out", "--to", "tensorflow")
     assert answer.code == 2
-    assert hint in answer.err.splitlines()[-1]
+    assert "choose one of vitreous, timm, hf, torchvision, google" in answer.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ FREE = frozenset(
 def beyond_plain(config: ClassifierConfig) -> dict[str, str]:
     """The fields whose values a plain ViT with a class token and a linear head does not have, as `name=value`."""
     if not isinstance(config.encoder, ViTConfig):
-        return {"encoder": type(config.encoder).__name__}
+        return {"encoder": f"encoder={type(config.encoder).__name__}"}
     plain, encoder = ClassifierConfig(), config.encoder
     if isinstance(encoder.position, Learned):  # how a table is resized is not in the table
         encoder = dataclasses.replace(

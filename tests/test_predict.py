@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from safetensors.torch import save_file
 
 import vitreous
 from pictures import encoded, smooth
+from references import randomise, tiny
+from vitreous.classifier import ClassifierConfig
 from vitreous.console import Console
 from vitreous.data.decode import BadImage
 from vitreous.errors import InputError
@@ -139,4 +142,16 @@ def test_an_image_that_was_opened_and_is_cut_short_is_refused(model, tmp_path):
     data = encoded(smooth(400, 300), "JPEG")
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(BadImage, match="cannot be read"):
+        model.predict(image)
+
+
+def test_an_encoder_without_a_head_embeds_and_names_no_classes(tmp_path):
+    plain = randomise(ClassifierConfig(encoder=tiny(num_heads=1)).build())
+    save_file({n: t for n, t in plain.state_dict().items() if not n.startswith("head.")}, tmp_path / "x.safetensors")
+    model, image = vitreous.load(tmp_path / "x.safetensors"), np.zeros((32, 32, 3), np.uint8)
+    with torch.inference_mode():
+        features = plain.features(model.preprocess(image)[None])
+    np.testing.assert_allclose(model.embed(image), features.numpy(), atol=1e-5)
+    assert "an encoder alone" in repr(model)
+    with pytest.raises(InputError, match="names no classes"):
         model.predict(image)

@@ -9,7 +9,8 @@ from vitreous.classifier import ClassifierConfig
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.weights import Product, hub, open_model, save_product
-from vitreous.weights.timm import describe, to_timm
+from vitreous.weights.timm import to_timm
+from vitreous.weights.timm_config import describe
 
 CONFIG = ClassifierConfig(encoder=tiny(num_heads=1), num_classes=3)
 CLASSES = ("a", "b", "c")
@@ -63,7 +64,7 @@ def test_a_larger_image_is_assumed_to_be_kept_whole(tmp_path):
 def test_timms_config_beside_a_file_says_how_images_are_prepared(classifier, tmp_path):
     pretrained = {"crop_pct": 0.7, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "interpolation": "bilinear"}
     document = {
-        **describe(CONFIG),
+        **(describe(CONFIG) or {}),
         "pretrained_cfg": pretrained,
         "label_names": {"0": "a", "1": "b", "2": "c"},
     }
@@ -100,7 +101,7 @@ def test_the_real_vit_tiny_opens_with_the_preprocessing_it_was_published_with(sh
     path = next((shared / "weights").glob("vit_tiny*/model.safetensors"))
     product = open_model(str(path))
     assert product.view == EvalView(image_size=224, crop_ratio=0.9, interpolation="bicubic")
-    assert torch.equal(product.classifier.encoder.norm.weight, load_file(path)["norm.weight"])
+    assert torch.equal(product.classifier.state_dict()["encoder.norm.weight"], load_file(path)["norm.weight"])
 
 
 @pytest.mark.parametrize(
@@ -149,5 +150,7 @@ def test_a_shape_is_told_apart_from_a_trained_model(name):
 
 
 def test_a_name_like_nothing_says_what_is_understood():
-    with pytest.raises(InputError, match=r"there is no model 'qqqqqqqqq'; give a run folder, .*hub:OWNER/NAME"):
+    with pytest.raises(
+        InputError, match=r"there is no model 'qqqqqqqqq'; give a run folder, .*hf:OWNER/NAME or google:"
+    ):
         open_model("qqqqqqqqq")

@@ -6,15 +6,11 @@ import timm
 import torch
 import transformers
 
-from references import random_images, randomise, tiny
+from references import IN_TIMM, difference, random_images, randomise, same_tensors, tiny
 from vitreous.classifier import ClassifierConfig
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
-from vitreous.feed_forward import GELU, SwiGLU
 from vitreous.head import LinearHead
-from vitreous.pooling import AttentionPool, Mean
-from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
-from vitreous.variants import vit
 from vitreous.weights.product import Product, golden_input, load_product, save_product
 
 CLASSES = ("猫", 'dog "big"', "class c")
@@ -29,63 +25,47 @@ def tiny_product(*, seed: int = 0, **extra) -> Product:
     return product(ClassifierConfig(encoder=tiny(), num_classes=3), seed=seed, **extra)
 
 
-EXPRESSIBLE = {
-    "class token": ClassifierConfig(encoder=tiny(), num_classes=3),
-    "mean": ClassifierConfig(encoder=tiny(class_token=False), pooling=Mean(), num_classes=3),
-    "mean beside a class token": ClassifierConfig(encoder=tiny(), pooling=Mean(), num_classes=3),
-    "registers": ClassifierConfig(encoder=tiny(num_registers=4), num_classes=3),
-    "class token without place": ClassifierConfig(
-        encoder=tiny(position=Learned(class_token_slot=False), num_registers=1), num_classes=3
-    ),
-    "layer scale": ClassifierConfig(encoder=tiny(layer_scale=0.1), num_classes=3),
-    "sine-cosine": ClassifierConfig(encoder=tiny(position=SinCos2d()), num_classes=3),
-    "no position": ClassifierConfig(encoder=tiny(position=NoPosition()), num_classes=3),
-    "rotary": ClassifierConfig(encoder=tiny(position=RoPE2d(base=50.0)), num_classes=3),
-    "rotary, scaled": ClassifierConfig(
-        encoder=tiny(position=RoPE2d(), layer_scale=0.1, num_registers=2), pooling=Mean(), num_classes=3
-    ),
-    "attention pooling": ClassifierConfig(
-        encoder=tiny(class_token=False, position=SinCos2d()), pooling=AttentionPool(), num_classes=3
-    ),
-    "tanh GELU": ClassifierConfig(encoder=tiny(feed_forward=GELU(tanh=True)), num_classes=3),
-    "a shape nobody named": ClassifierConfig(encoder=vit("64x2/4", image_size=32, mlp_dim=129), num_classes=3),
-}
-
-
-@pytest.mark.parametrize("config", EXPRESSIBLE.values(), ids=EXPRESSIBLE)
+@pytest.mark.parametrize("config", IN_TIMM.values(), ids=IN_TIMM)
 def test_timm_and_transformers_load_the_folder_without_any_difference(config, tmp_path):
-    saved, images = product(config), random_images(2, 3, 32, 32)
+    saved = product(config)
+    images = random_images(2, config.encoder.channels, *config.encoder.image_shape)
     save_product(tmp_path / "model", saved)
     in_timm = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     in_transformers = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():
         logits = saved.classifier(images)
-        assert (in_timm(images) - logits).abs().max() == 0
-        assert (in_transformers(images).logits - logits).abs().max() == 0
+        assert difference(in_timm(images), logits) < 2e-6
+        assert difference(in_transformers(images).logits, logits) < 2e-6
     assert in_transformers.config.id2label == dict(enumerate(CLASSES))
     prepared = timm.data.resolve_model_data_config(in_timm)
-    assert prepared["input_size"] == (3, 32, 32)
+    assert prepared["input_size"] == (config.encoder.channels, 32, 32)
     assert prepared["crop_pct"] == 0.8
     assert prepared["interpolation"] == "bilinear"
     assert tuple(prepared["mean"]) == VIEW.mean
 
 
+@pytest.mark.parametrize("name", ["class token", "distilled", "hybrid of R26", "hybrid of the root alone", "ResNet"])
+def test_timm_takes_the_folder_for_other_classes_and_channels(name, tmp_path):
+    save_product(tmp_path / "model", product(IN_TIMM[name]))
+    place = f"local-dir:{tmp_path / 'model'}"
+    theirs = timm.create_model(place, pretrained=True, num_classes=7, in_chans=1).eval()
+    assert theirs(random_images(1, 1, *IN_TIMM[name].encoder.image_shape)).shape == (1, 7)
+
+
 OURS_ALONE = {
-    "SwiGLU": ClassifierConfig(encoder=tiny(feed_forward=SwiGLU()), num_classes=3),
+    "RMS norms": ClassifierConfig(encoder=tiny(rms_norm=True), num_classes=3),
     "representation": ClassifierConfig(encoder=tiny(), head=LinearHead(representation=16), num_classes=3),
 }
 
 
-@pytest.mark.parametrize("config", [*EXPRESSIBLE.values(), *OURS_ALONE.values()], ids=[*EXPRESSIBLE, *OURS_ALONE])
+@pytest.mark.parametrize("config", [*IN_TIMM.values(), *OURS_ALONE.values()], ids=[*IN_TIMM, *OURS_ALONE])
 def test_a_product_comes_back_as_it_was(config, tmp_path):
     saved = product(config, top1=0.5, recipe={"epochs": 3})
     save_product(tmp_path / "model", saved)
     loaded = load_product(tmp_path / "model")
     assert (loaded.view, loaded.classes, loaded.extra) == (saved.view, saved.classes, saved.extra)
     assert loaded.classifier.config == config
-    ours, theirs = saved.classifier.state_dict(), loaded.classifier.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_tensors(loaded.classifier.state_dict(), saved.classifier.state_dict())
 
 
 @pytest.mark.parametrize("config", OURS_ALONE.values(), ids=OURS_ALONE)

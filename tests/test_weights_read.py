@@ -1,10 +1,13 @@
 import argparse
+import pickle
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import google_reference as reference
 from vitreous.errors import InputError
 from vitreous.weights.read import read_config, read_tensors
 
@@ -48,6 +51,40 @@ def test_the_tensors_outlive_their_file(tmp_path):
     assert same(found)
 
 
+def test_arrays_of_numpy_are_read_as_what_they_are(tmp_path):
+    numbers = np.array([[1.0, -0.5], [3.140625, 2.0**-100]])
+    np.savez(
+        tmp_path / "x.npz",
+        double=numbers,
+        half=numbers[0].astype(np.float16),
+        brain=reference.as_bfloat16(numbers),
+        step=np.array(7),
+        words=np.array(["not", "numbers"]),
+    )
+    found = read_tensors(tmp_path / "x.npz")
+    assert found.keys() == {"double", "half", "brain", "step"}
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    assert found["brain"].tolist() == found["double"].tolist() == numbers.tolist()
+    assert (found["half"].tolist(), found["step"].item()) == ([1.0, -0.5], 7)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: np.save(file, np.zeros(3)),
+        lambda file: pickle.dump({"a": 1}, file),
+        lambda file: file.write(b"<html>" * 99),
+        lambda file: np.savez(file, records=np.zeros(2, [("a", "f4"), ("b", "f4")])),
+    ],
+)
+def test_a_file_that_is_no_archive_of_arrays_is_said_to_be_damaged(write, tmp_path):
+    with open(tmp_path / "x.npz", "wb") as file:
+        write(file)
+    with pytest.raises(InputError, match=r"x\.npz is damaged or incomplete \(.*\); fetch it again") as error:
+        read_tensors(tmp_path / "x.npz")
+    assert "\n" not in str(error.value)
+
+
 class Harmful:
     def __reduce__(self):
         return subprocess.check_call, (["touch", "harm"],)
@@ -76,7 +113,7 @@ def test_a_damaged_file_is_said_to_be_damaged(suffix, damage, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.npz", "not read yet"), ("a.txt", "no weights file"), ("absent.safetensors", "No such file")],
+    [("absent.npz", "No such file"), ("a.txt", "no weights file"), ("absent.safetensors", "No such file")],
 )
 def test_files_that_are_no_weights_are_refused(name, message, tmp_path):
     with pytest.raises(InputError, match=message):

@@ -114,7 +114,10 @@ def test_positions_of_an_oblong_image_are_refused():
         (ClassifierConfig(encoder=tiny(image_size=(32, 48))), r"image_size=\(32, 48\)"),
         (ClassifierConfig(encoder=tiny(), pooling=Mean()), "pooling=Mean"),
         (ClassifierConfig(encoder=ResNetConfig(units=(1,)), pooling=Mean()), "encoder=ResNetConfig"),
-        (ClassifierConfig(encoder=tiny(num_registers=4, layer_scale=0.1)), "layer_scale=0.1, num_registers=4|num_registers=4, layer_scale=0.1"),
+        (
+            ClassifierConfig(encoder=tiny(num_registers=4, layer_scale=0.1)),
+            "layer_scale=0.1, num_registers=4|=4, layer_scale=0.1",
+        ),
     ],
 )
 def test_what_torchvision_lacks_is_not_written(config, lack):

@@ -45,7 +45,13 @@ class Model:
     """A trained classifier with its preprocessing and its class names."""
 
     def __init__(
-        self, module: Classifier, *, view: EvalView, classes: Sequence[str] | None, device: str = "auto"
+        self,
+        module: Classifier,
+        *,
+        view: EvalView,
+        classes: Sequence[str] | None,
+        device: str = "auto",
+        headless: bool = False,
     ) -> None:
         self.world = distributed.start(device=device)
         self.module = module.to(self.world.device).eval()
@@ -54,6 +60,8 @@ class Model:
         self.inference = packing.packed(self.module) if fast else self.module
         """What answers: `module`, or the same function in the form that is fastest here; it keeps today's weights."""
         self.view = view
+        self.headless = headless
+        """Whether the weights are an encoder's alone: it embeds, but names no classes."""
         number = module.config.num_classes
         self.named = classes is not None
         """Whether the class names are known; otherwise classes are called by their number."""
@@ -97,6 +105,7 @@ class Model:
         self, pixels: Iterable[UInt8[Tensor, "3 height width"]], *, top: int = 5, batch_size: int = 32
     ) -> Iterator[Prediction]:
         """A prediction for each of `pixels`, which are read as they are needed."""
+        self.check_head()
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
         for logits in self._run(pixels, batch_size, self.inference):
@@ -104,6 +113,17 @@ class Model:
                 values, indices = row.topk(min(top, len(self.classes)))
                 best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
                 yield Prediction(best[0][0], best[0][1], best)
+
+    def check_head(self) -> None:
+        """Nothing, if the model names classes.
+
+        Raises:
+            InputError: if it is an encoder alone.
+        """
+        if self.headless:
+            raise InputError(
+                "this model is an encoder without a head, so it names no classes; train one: fit --weights, or use embed"
+            )
 
     def _run(self, pixels: Iterable[Tensor], batch_size: int, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         if batch_size < 1:
@@ -116,9 +136,8 @@ class Model:
 
     def __repr__(self) -> str:
         encoder = self.module.config.encoder
-        return (
-            f"Model({title(encoder)}, {encoder.pixels}, {len(self.classes)} classes: {', '.join(self.classes[:4])}...)"
-        )
+        said = "an encoder alone" if self.headless else f"{len(self.classes)} classes: {', '.join(self.classes[:4])}..."
+        return f"Model({title(encoder)}, {encoder.pixels}, {said})"
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
@@ -178,14 +197,19 @@ def load(
 ) -> Model:
     """A trained model, ready to use.
 
-    `model` is a run folder, a product folder, a weights file, or a prefixed name (`timm:NAME.TAG`,
-    `hub:OWNER/NAME`). `classes` names the outputs of weights that come without names. `progress` hears what is slow
+    `model` is a run folder, a product folder, a weights file in any layout that vitreous reads, or a prefixed name
+    (`timm:NAME.TAG`, `hf:OWNER/NAME`, `google:DIRECTORY/NAME.npz`). An encoder without a head embeds, and refuses to
+    name classes. `classes` names the outputs of weights that come without names. `progress` hears what is slow
     and what had to be assumed, a sentence each. On a CPU, torch then computes with as many threads as cores are free.
 
     Raises:
         InputError: if there is no such model, or its tensors do not fit.
     """
     product = open_model(str(model), progress=progress)
-    if product.extra.get("headless"):
-        raise InputError(f"{model} is an encoder without a head, so it names no classes; train one: fit --weights")
-    return Model(product.classifier, view=product.view, classes=classes or product.classes, device=device)
+    return Model(
+        product.classifier,
+        view=product.view,
+        classes=classes or product.classes,
+        device=device,
+        headless=product.extra.get("headless", False),
+    )

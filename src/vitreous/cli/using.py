@@ -48,6 +48,7 @@ def evaluate(
         check_table(Path(out), (".csv",))
     console = Console()
     loaded = load(model, classes=class_names(classes), device=device, progress=console.say)
+    loaded.check_head()
     held_out = held_out_images(data, model=model, console=console)
     split, source = held_out.split, held_out.source
     figures, predicted = measure(
@@ -115,6 +116,7 @@ def predict(
         check_table(Path(out))
     console = Console()
     loaded = load(model, classes=class_names(classes), device=device, progress=console.say)
+    loaded.check_head()
     predictions, unreadable = predict_files(loaded, [images, *more], top=top, console=console)
     if out is not None:
         write_predictions(Path(out), predictions)

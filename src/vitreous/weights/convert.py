@@ -1,6 +1,7 @@
 """Trained models into the files of other projects, and the proof that they still say the same."""
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 from vitreous.files import write_bytes, write_folder
 from vitreous.weights import google, huggingface, timm, torchvision
 from vitreous.weights.mapping import Tensors
@@ -27,6 +28,8 @@ from vitreous.weights.timm_config import describe
 
 LAYOUTS = ("vitreous", "timm", "hf", "torchvision", "google")
 ARRAYS = "model.npz"
+FILES = frozenset({CONFIG, WEIGHTS, ARRAYS, huggingface.PREPROCESSOR})
+"""What a folder that was written may have in it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def convert(
 
 def write(product: Product, destination: Path, *, to: str) -> None:
     """`product` in a layout at `destination`, a folder or a file; as `convert`."""
+    destination = Path(os.path.abspath(destination))
     suffix = ".npz" if to == "google" else ".safetensors"
     single = destination.suffix in (".npz", ".safetensors")
     if single and destination.suffix != suffix:
@@ -70,6 +74,9 @@ def write(product: Product, destination: Path, *, to: str) -> None:
     if destination.is_dir() == single and destination.exists():
         kind = "a folder" if destination.is_dir() else "a file"
         raise InputError(f"cannot write {destination}: it is {kind}; give another name")
+    others = [entry.name for entry in destination.iterdir() if entry.name not in FILES] if destination.is_dir() else []
+    if others:  # the folder is replaced as a whole
+        raise InputError(f"cannot write {destination}: it has other things in it ({some(others)}); give another name")
     if to == "timm" and describe(product.classifier.config) is None:
         raise InputError("timm has no model of this function; write vitreous")
     if to in ("vitreous", "timm") and not single:
@@ -88,21 +95,21 @@ def write(product: Product, destination: Path, *, to: str) -> None:
 
 
 def _tensors(product: Product, to: str) -> Tensors:
-    classifier = product.classifier
-    if to == "vitreous":
-        return classifier.state_dict()
-    if to == "timm":
-        tensors = timm.to_timm(classifier)
-    else:
-        writers = {"hf": huggingface, "torchvision": torchvision, "google": google}
-        tensors = writers[to].write(classifier)
+    writers = {"timm": timm.to_timm, "hf": huggingface.write, "torchvision": torchvision.write, "google": google.write}
+    tensors = product.classifier.state_dict() if to == "vitreous" else writers[to](product.classifier)
     if product.extra.get("headless"):
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS[to])}
     return tensors
 
 
-HEADS = ("head.", "head/", "classifier.", "heads.head.", "resnet/head/")
-"""How the names of a head's tensors begin, in the layouts."""
+HEADS = {
+    "vitreous": ("head.linear.",),
+    "timm": ("head.",),
+    "hf": ("classifier.",),
+    "torchvision": ("heads.head.",),
+    "google": ("head/", "resnet/head/"),
+}
+"""How the names of the last layer's tensors begin in each layout."""
 
 
 def _npz_bytes(tensors: Tensors) -> bytes:

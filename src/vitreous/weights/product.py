@@ -20,6 +20,7 @@ from vitreous.variants import title
 from vitreous.vit import ViTConfig
 from vitreous.weights import huggingface, layouts, timm
 from vitreous.weights.hub import weights_in
+from vitreous.weights.infer import with_head
 from vitreous.weights.mapping import Tensors, instantiate
 from vitreous.weights.read import read_config, read_tensors
 from vitreous.weights.timm_config import describe, pool_name
@@ -126,6 +127,8 @@ def _ours(document: dict[str, Any], tensors: Tensors) -> Product:
         raise InputError(f"{CONFIG} has names of classes that are no text; fetch or write it again")
     known = timm.from_timm(tensors, config=config) if timm.fits(tensors) else layouts.read(tensors, document).tensors
     extra = {name: value for name, value in saved.items() if name not in OURS}
+    if extra.get("headless"):
+        known = with_head(known, config)
     classes = None if classes is None else tuple(classes)
     return Product(instantiate(config, known), view, classes, extra, golden=saved.get("golden"))
 

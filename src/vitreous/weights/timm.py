@@ -95,7 +95,7 @@ RESNET_EPSILONS = Epsilons(norm=1e-5, variance=1e-8, deviation=0.0)
 
 # What the name of a model says and its tensors do not. All patterns that fit count, later ones more.
 FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"(vit|deit|deit3|flexivit|resnetv2)_.*", {"class_token": None}),
+    (r"(vit|deit|deit3|flexivit)_.*|resnetv2_\d+x\d+_bit", {"class_token": None}),
     (r"vit_.*_clip_.*", {"norm_eps": 1e-5}),
     (r"vit_.*_clip_quickgelu_.*", {"feed_forward": QuickGELU()}),
     (r"vit_(so400m_patch16|giantopt_patch16|base_patch32)_siglip_.*", {"feed_forward": GELU(tanh=True)}),
@@ -112,6 +112,9 @@ FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 REFUSED = r"vit_(.*_rope_.*|pe_.*|.*_(lingbot|sapiens2|18x2_224|mci_224|resnet\d+d.*)|d(pwee|wee|little)_.*)"
 """Of those, models with parts that vitreous lacks: other rotary forms, differential attention, other stems."""
+
+LAYERS = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "embed_norm_layer", "block_fn", "embed_layer")
+"""Arguments of timm's that change the function, mostly without a trace in its tensors."""
 
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
@@ -144,12 +147,21 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         facts["pooling"] = POOLINGS[pool]
     if arguments.get("pos_embed") == "none":
         facts["position"] = NoPosition()
-    if (activation := str(arguments.get("act_layer", ""))) in ACTIVATIONS:
+    ours, layers = from_timm(tensors), {key: said for key, said in arguments.items() if key in LAYERS}
+    if (activation := layers.pop("act_layer", None)) in ACTIVATIONS:
         facts["feed_forward"] = ACTIVATIONS[activation]
+    elif activation and not (activation == "silu" and any(name.endswith(".mlp.gate.weight") for name in ours)):
+        layers["act_layer"] = activation
+    if layers:
+        said = ", ".join(f"{key}={value}" for key, value in layers.items())
+        raise InputError(f"timm's {name} with {said} is another function than vitreous reads; choose one without")
     size = (pretrained.get("input_size") or (3, 224, 224))[1:]
     facts["image_size"] = size[0] if size[0] == size[1] else tuple(size)
+    trained = ours["encoder.position.table"].shape[0] if "encoder.position.table" in ours else 0
+    trained *= ours["encoder.stem.weight"].shape[-1] if "encoder.stem.weight" in ours else 16
+    crop_ratio = pretrained.get("crop_pct", 0.9 if (trained or size[0]) <= 224 else 1.0)
     view = {
-        "crop_ratio": pretrained.get("crop_pct", 0.9 if size[0] <= 224 else 1.0),
+        "crop_ratio": crop_ratio,
         "squash": pretrained.get("crop_mode") == "squash",
         "interpolation": pretrained.get("interpolation", "bicubic"),
         "mean": tuple(pretrained.get("mean", (0.5, 0.5, 0.5))),
@@ -161,12 +173,12 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     if "num_heads" in arguments:
         facts["num_heads"] = arguments["num_heads"]
     return Foreign(
-        tensors=from_timm(tensors),
+        tensors=ours,
         resampling="antialiased_bicubic",
         resnet=RESNET_EPSILONS,
         view=view,
         classes=tuple(names) or None,
-        assumed=() if "pretrained_cfg" in document else ("pixels from -1 to 1", "bicubic resize"),
+        assumed=() if pretrained else ("pixels from -1 to 1", "bicubic resize", f"crop ratio {crop_ratio}"),
         **facts,
     )
 

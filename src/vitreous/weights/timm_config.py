@@ -12,6 +12,7 @@ from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
 from vitreous.relative import RelativeBias, RelativeMLP
 from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.stem import Patchify
+from vitreous.variants import timm_name
 from vitreous.vit import ViTConfig
 from vitreous.weights.timm import ACTIVATIONS, POOLINGS, RESNET_EPSILONS
 
@@ -176,10 +177,10 @@ def _hybrid(encoder: ViTConfig) -> str | None:
 def _describe_resnet(encoder: ResNetConfig, config: ClassifierConfig) -> dict[str, Any] | None:
     eps = Epsilons(norm=encoder.norm_eps, variance=encoder.variance_eps, deviation=encoder.deviation_eps)
     linear = isinstance(config.head, LinearHead) and config.head.representation is None
-    if eps != RESNET_EPSILONS or config.pooling != Mean() or not linear:
+    name = timm_name(encoder)  # timm takes no other numbers of units
+    if eps != RESNET_EPSILONS or config.pooling != Mean() or not linear or name is None:
         return None
-    arguments = {"layers": list(encoder.units), "width_factor": encoder.multiplier, "in_chans": encoder.channels}
-    return {"architecture": "resnetv2_50x1_bit", "model_args": arguments}
+    return {"architecture": name, "model_args": {"in_chans": encoder.channels}}
 
 
 def mlp_ratio(encoder: ViTConfig, *, gated: bool = False) -> float:

@@ -14,7 +14,7 @@ from vitreous.head import DistilledHead, Head
 from vitreous.pooling import AttentionPool, ClassAndDistillation, Mean, Pooling
 from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
 from vitreous.relative import RelativeBias, RelativeMLP
-from vitreous.resnet import ResNetConfig, ResNetStem
+from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.stem import Patchify
 from vitreous.variants import vit
 from vitreous.vit import ViTConfig
@@ -78,6 +78,13 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """The largest absolute difference, as a fraction of the largest value expected."""
     assert found.shape == expected.shape
     return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def epsilons(module: nn.Module) -> set[float]:
+    """All epsilons of a model; random weights are too large to show a wrong one."""
+    given = [part.eps for part in module.modules() if hasattr(part, "eps")]
+    spread = ((eps.norm, eps.variance, eps.deviation) if isinstance(eps, Epsilons) else (eps,) for eps in given)
+    return {number for numbers in spread for number in numbers if number}
 
 
 def same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

@@ -179,7 +179,7 @@ def test_the_first_loss_is_the_logarithm_of_the_number_of_classes(encoder, pooli
     "changes",
     [
         *({"position": position} for position in variants(Position)),
-        *({"block": block} for block in variants(Block)),
+        *({"block": block, "class_token": False} for block in variants(Block)),
         {"num_registers": 2, "layer_scale": 0.1, "feed_forward": SwiGLU(), "qk_norm": True, "stem_norm": True},
         {"rms_norm": True, "qk_norm": True, "qkv_bias": False},
         {"stem": ResNetStem(units=(1,))},

@@ -253,5 +253,5 @@ def test_a_width_the_formula_cannot_fill_is_refused(position, changes, message):
 @pytest.mark.parametrize("position", [RelativeBias(), RelativeKeys()])
 def test_axial_blocks_refuse_relative_positions(position):
     encoder = tiny(position=position, block=Axial(), class_token=False).build()
-    with pytest.raises(InputError, match="position to an absolute or rotary kind"):
+    with pytest.raises(InputError, match="a position of an absolute or rotary kind"):
         encoder(torch.zeros(1, 3, 32, 32))

@@ -67,7 +67,7 @@ def test_untouched_imagenet_weights_say_of_each_photo_what_timm_says(vitreous, w
             said = model(transform(image)[None])[0].double().softmax(-1)
             row = ours[member.name]
             assert row["predicted"] == synsets[said.argmax()]
-            assert float(row["confidence"]) == pytest.approx(float(said.max()), abs=2e-6)
+            assert float(row["confidence"]) == pytest.approx(float(said.max()), abs=5e-6)
             hits += row["predicted"] == row["label"]
     assert figures["top1"]["value"] == hits / 120
     assert figures["num_images"] == 120

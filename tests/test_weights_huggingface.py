@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.bit.configuration_bit import BitConfig
 from transformers.models.bit.modeling_bit import BitBackbone
 
-from references import difference, random_images, randomise, read, same_tensors, tiny
+from references import difference, epsilons, random_images, randomise, read, same_tensors, tiny
 from vitreous.classifier import ClassifierConfig
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
@@ -72,6 +72,7 @@ def test_a_model_of_version_5_computes_what_transformers_computes(changes):
     model, images = theirs(**changes), images_for(changes)
     ours = read(model.state_dict(), document(model))
     assert difference(ours(images), model(images).logits) < 1e-5
+    assert epsilons(ours) == epsilons(model) == {model.config.layer_norm_eps}
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
@@ -148,6 +149,7 @@ def test_a_hybrid_of_version_4_computes_what_transformers_bit_and_vit_compute():
     features = bit(images).feature_maps[0]
     stem = torch.nn.functional.conv2d(features, names[f"{start}weight"], names[f"{start}bias"])
     assert difference(ours.encoder.get_submodule("stem")(images), stem) < 1e-5
+    assert epsilons(ours) == epsilons(bit) | {1e-12}
 
     said = {"model_type": "vit-hybrid", "image_size": 48, "patch_size": 1, "num_attention_heads": 4}
     found = read({f"vit.{name}" if "classifier" not in name else name: t for name, t in names.items()}, said)
@@ -257,6 +259,7 @@ def test_transformers_loads_what_is_written(encoder, tmp_path):
     model = loaded("ViTForImageClassification", tmp_path / "model")
     images = random_images(2, encoder.channels, *encoder.image_shape)
     assert difference(model(images).logits, product.classifier(images)) < 1e-5
+    assert epsilons(model) == epsilons(product.classifier)
     assert model.config.id2label == dict(enumerate(CLASSES))
     assert model.config.label2id == {name: i for i, name in enumerate(CLASSES)}
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -5,6 +6,7 @@ import pytest
 import timm
 import torch
 import transformers
+from timm.data.config import resolve_model_data_config
 
 from references import IN_TIMM, difference, random_images, randomise, same_tensors, tiny
 from vitreous.classifier import ClassifierConfig
@@ -18,15 +20,21 @@ VIEW = EvalView(image_size=32, crop_ratio=0.8, interpolation="bilinear", mean=(0
 
 
 def product(config: ClassifierConfig, *, seed: int = 0, **extra) -> Product:
-    return Product(randomise(config.build(), seed=seed), VIEW, CLASSES, extra)
+    view = dataclasses.replace(VIEW, image_size=config.encoder.image_size)
+    return Product(randomise(config.build(), seed=seed), view, CLASSES, extra)
 
 
 def tiny_product(*, seed: int = 0, **extra) -> Product:
     return product(ClassifierConfig(encoder=tiny(), num_classes=3), seed=seed, **extra)
 
 
-@pytest.mark.parametrize("config", IN_TIMM.values(), ids=IN_TIMM)
-def test_timm_and_transformers_load_the_folder_without_any_difference(config, tmp_path):
+ROUNDED = ("SwiGLU", "parallel", "hybrid", "ResNet")
+"""Where we compute in another order: two products instead of one, weights standardised by other means."""
+
+
+@pytest.mark.parametrize("name", IN_TIMM)
+def test_timm_and_transformers_load_the_folder_without_any_difference(name, tmp_path):
+    config, tolerance = IN_TIMM[name], 2e-6 if name.startswith(ROUNDED) else 0
     saved = product(config)
     images = random_images(2, config.encoder.channels, *config.encoder.image_shape)
     save_product(tmp_path / "model", saved)
@@ -34,11 +42,11 @@ def test_timm_and_transformers_load_the_folder_without_any_difference(config, tm
     in_transformers = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():
         logits = saved.classifier(images)
-        assert difference(in_timm(images), logits) < 2e-6
-        assert difference(in_transformers(images).logits, logits) < 2e-6
+        assert difference(in_timm(images), logits) <= tolerance
+        assert difference(in_transformers(images).logits, logits) <= tolerance
     assert in_transformers.config.id2label == dict(enumerate(CLASSES))
-    prepared = timm.data.resolve_model_data_config(in_timm)
-    assert prepared["input_size"] == (config.encoder.channels, 32, 32)
+    prepared = resolve_model_data_config(in_timm)
+    assert prepared["input_size"] == (config.encoder.channels, *config.encoder.image_shape)
     assert prepared["crop_pct"] == 0.8
     assert prepared["interpolation"] == "bilinear"
     assert tuple(prepared["mean"]) == VIEW.mean
@@ -88,7 +96,7 @@ def test_saving_leaves_the_model_in_training(tmp_path):
     saved.classifier.train()
     save_product(tmp_path / "model", saved)
     assert saved.classifier.training
-    assert saved.classifier.encoder.blocks[0].training
+    assert all(module.training for module in saved.classifier.modules())
 
 
 def test_a_product_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from references import IN_TIMM, difference, random_images, randomise, same_tensors, tiny, twins
+from references import IN_TIMM, difference, epsilons, random_images, randomise, same_tensors, tiny, twins
 from vitreous.block import Axial, BranchNorm, Parallel, PreNorm
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
@@ -52,6 +52,7 @@ def test_timm_builds_the_same_function_from_the_description(config):
     theirs, ours = in_timm(config)
     images = random_images(2, config.encoder.channels, *config.encoder.image_shape)
     assert difference(ours(images), theirs(images)) < 2e-6
+    assert epsilons(ours) == epsilons(theirs)
 
 
 @pytest.mark.parametrize("config", IN_TIMM.values(), ids=IN_TIMM)
@@ -168,4 +169,5 @@ def test_whatever_is_described_timm_builds(seed):
         theirs, ours = in_timm(config)
         images = random_images(2, config.encoder.channels, *config.encoder.image_shape)
         assert difference(ours(images), theirs(images)) < 1e-5, config
+        assert epsilons(ours) == epsilons(theirs), config
         assert same_tensors(from_timm(to_timm(ours), config=config), ours.state_dict()), config

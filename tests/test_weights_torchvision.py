@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models import VisionTransformer
 
-from references import difference, random_images, randomise, read, same_tensors, tiny
+from references import difference, epsilons, random_images, randomise, read, same_tensors, tiny
 from vitreous.block import Parallel
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
@@ -33,7 +33,9 @@ def theirs(**changes) -> VisionTransformer:
 def test_a_model_computes_what_torchvision_computes(changes):
     model = theirs(**changes)
     images = random_images(2, 3, *(2 * [changes.get("image_size", 32)]))
-    assert difference(read(model.state_dict())(images), model(images)) < 1e-5
+    ours = read(model.state_dict())
+    assert difference(ours(images), model(images)) < 1e-5
+    assert epsilons(ours) == epsilons(model)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ WRAPPER = "_fsdp_wrapped_module."
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are names of DINO's training, of DINOv2 or of DINOv3."""
     return any(
-        name.startswith("backbone.")
+        name.startswith(("backbone.", "teacher.backbone."))
         or name.endswith(("register_tokens", "storage_tokens", "rope_embed.periods", ".mlp.w12.weight"))
         or (name.endswith("mask_token") and "decoder_embed.weight" not in tensors and "pos_embed" in tensors)
         or re.match(r"blocks\.\d+\.\d+\.", name)
@@ -41,6 +41,9 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     """
     theirs = {name.replace(WRAPPER, ""): tensor for name, tensor in tensors.items()}
     left = []
+    if any(name.startswith("teacher.") for name in theirs):
+        theirs = {n.removeprefix("teacher."): t for n, t in theirs.items() if n.startswith("teacher.")}
+        left.append("the student")
     if any(name.startswith("backbone.") for name in theirs):
         if any(not name.startswith("backbone.") for name in theirs):
             left.append("the heads of its training")

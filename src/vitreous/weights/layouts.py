@@ -58,6 +58,6 @@ def _blaming_tensors() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"a tensor is missing or misshapen ({reason}); fetch the weights again") from error

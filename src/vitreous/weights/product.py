@@ -23,7 +23,7 @@ from vitreous.weights.hub import weights_in
 from vitreous.weights.infer import with_head
 from vitreous.weights.mapping import Tensors, instantiate
 from vitreous.weights.read import read_config, read_tensors
-from vitreous.weights.timm_config import describe, pool_name
+from vitreous.weights.timm_config import classifier_name, describe, first_conv, pool_name
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -162,7 +162,7 @@ def timm_fields(product: Product) -> dict[str, Any]:
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [config.encoder.channels, *view.shape],
-            "fixed_input_size": True,
+            "fixed_input_size": isinstance(config.encoder, ViTConfig),
             "interpolation": view.interpolation,
             "crop_pct": 1.0 if view.squash else view.crop_ratio,
             "crop_mode": "squash" if view.squash else "center",
@@ -170,8 +170,8 @@ def timm_fields(product: Product) -> dict[str, Any]:
             "std": list(view.std),
             "num_classes": config.num_classes,
             "pool_size": None,
-            "first_conv": "patch_embed.proj" if isinstance(config.encoder, ViTConfig) else "stem.conv",
-            "classifier": "head" if isinstance(config.encoder, ViTConfig) else "head.fc",
+            "first_conv": first_conv(config.encoder),
+            "classifier": classifier_name(config),
         },
     }
     return fields if product.classes is None else {**fields, "label_names": list(product.classes)}

@@ -12,6 +12,7 @@ from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
 from vitreous.relative import RelativeBias, RelativeMLP
 from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.stem import Patchify
+from vitreous.tokens import Encoder
 from vitreous.variants import timm_name
 from vitreous.vit import ViTConfig
 from vitreous.weights.timm import ACTIVATIONS, POOLINGS, RESNET_EPSILONS
@@ -25,6 +26,20 @@ GATED = "vit_giant_patch14_dinov2"
 def pool_name(pooling: Pooling) -> str | None:
     """timm's word for a pooling, if it has one."""
     return next((name for name, known in POOLINGS.items() if type(known) is type(pooling)), None)
+
+
+def first_conv(encoder: Encoder) -> str:
+    """timm's name of the layer that sees pixels."""
+    if isinstance(encoder, ViTConfig) and isinstance(encoder.stem, ResNetStem):
+        return f"patch_embed.backbone.{'stem.' if encoder.stem.units else ''}conv"
+    return "patch_embed.proj" if isinstance(encoder, ViTConfig) else "stem.conv"
+
+
+def classifier_name(config: ClassifierConfig) -> str | list[str]:
+    """timm's name of the layer that scores classes, or of both."""
+    if isinstance(config.head, DistilledHead):
+        return ["head", "head_dist"]
+    return "head" if isinstance(config.encoder, ViTConfig) else "head.fc"
 
 
 def describe(config: ClassifierConfig) -> dict[str, Any] | None:

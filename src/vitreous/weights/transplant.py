@@ -73,6 +73,10 @@ def _kind(position: Position) -> Position:
     """A position embedding without what a transplant can change."""
     if isinstance(position, Learned | Learned2d):
         return dataclasses.replace(position, class_token_slot=True, resampling="aligned_bilinear")
+    if isinstance(position, RelativeBias):
+        return dataclasses.replace(position, resampling="aligned_bilinear")
+    if isinstance(position, EveryLayer) and isinstance(position.kind, Learned | Learned2d):
+        return dataclasses.replace(position, kind=dataclasses.replace(position.kind, resampling="aligned_bilinear"))
     return position
 
 
@@ -84,6 +88,8 @@ def _adapted(tensors: Tensors, source: ViTConfig, target: ViTConfig) -> Tensors:
         tensors["prefix"] = torch.cat([tensors["prefix"][:1] + slot, tensors["prefix"][1:]])
     if source.class_token and not target.class_token:
         tensors["prefix"] = tensors["prefix"][1:]
+        of_it = [name for name in tensors if name.startswith("position.") and name.endswith(".class_token")]
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in of_it}
     wants_slot = target.class_token and getattr(target.position, "class_token_slot", False)
     if wants_slot and source.class_token and slot is None:
         tensors["position.class_token"] = tensors["prefix"].new_zeros(1, source.width)

@@ -82,7 +82,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 def epsilons(module: nn.Module) -> set[float]:
     """All epsilons of a model; random weights are too large to show a wrong one."""
-    given = [part.eps for part in module.modules() if hasattr(part, "eps")]
+    given: list[Any] = [part.eps for part in module.modules() if hasattr(part, "eps")]
     spread = ((eps.norm, eps.variance, eps.deviation) if isinstance(eps, Epsilons) else (eps,) for eps in given)
     return {number for numbers in spread for number in numbers if number}
 

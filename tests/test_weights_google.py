@@ -308,6 +308,15 @@ def test_timms_own_reader_takes_a_hybrid_that_is_written(tmp_path):
     assert same_tensors(theirs.state_dict(), to_timm(classifier))
 
 
+def test_timms_own_reader_takes_a_resnet_that_is_written(tmp_path):
+    config = ClassifierConfig(encoder=ResNetConfig(image_size=32), pooling=Mean(), num_classes=1000)
+    classifier = randomise(config.build())
+    reference.save_npz(tmp_path / "written.npz", arrays(google.write(classifier)))
+    theirs: Any = timm.create_model("resnetv2_50x1_bit")
+    theirs.load_pretrained(str(tmp_path / "written.npz"))
+    assert same_tensors(theirs.state_dict(), to_timm(classifier))
+
+
 def test_a_file_of_a_model_pools_as_its_tensors_say(load):
     poolings = {name: type(load(FILES[name][0]).classifier.config.pooling) for name in FILES}
     assert poolings["original"] is poolings["big_vision, class token"] is ClassToken

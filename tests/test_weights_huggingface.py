@@ -168,6 +168,12 @@ def test_another_activation_is_refused():
         read(theirs().state_dict(), {"hidden_act": "relu"})
 
 
+def test_another_activation_of_the_pooler_is_refused():
+    model = theirs("ViTModel", pooler_act="gelu")
+    with pytest.raises(InputError, match="the pooler of these weights was trained with gelu; vitreous has tanh"):
+        read(model.state_dict(), document(model))
+
+
 def test_a_config_of_another_model_is_noticed():
     with pytest.raises(InputError, match=r"position_embeddings has 17 places, not 2 x 2 \+ 1; fetch config\.json"):
         read(theirs().state_dict(), {"image_size": 32, "patch_size": 16})

@@ -1,8 +1,10 @@
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torchvision.models import VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from references import difference, epsilons, random_images, randomise, read, same_tensors, tiny
 from vitreous.block import Parallel
@@ -85,6 +87,14 @@ def test_an_encoder_alone_has_the_same_features():
     found = layouts.classifier_of(foreign).features(IMAGES)
     model.heads = torch.nn.Sequential()
     assert difference(found, model(IMAGES)) < 1e-5
+
+
+@torch.no_grad()
+def test_positions_are_resized_as_torchvision_resizes_them():
+    tensors, images = theirs().state_dict(), random_images(2, 3, 56, 56)
+    larger = theirs(image_size=56)
+    larger.load_state_dict(interpolate_embeddings(56, 8, OrderedDict(tensors)))
+    assert difference(read(tensors)(images), larger(images)) < 1e-5
 
 
 def test_the_preparation_of_images_is_torchvisions_and_said_to_be_assumed(tmp_path):

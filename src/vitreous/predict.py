@@ -122,7 +122,7 @@ class Model:
         """
         if self.headless:
             raise InputError(
-                "this model is an encoder without a head, so it names no classes; train one: fit --weights, or use embed"
+                "this model is an encoder without a head, so it names no classes; train a head (fit --weights) or embed"
             )
 
     def _run(self, pixels: Iterable[Tensor], batch_size: int, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

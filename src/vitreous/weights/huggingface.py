@@ -88,6 +88,8 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         raise InputError(f"transformers' {kind} is not read in its own layout; give the same model as timm:NAME.TAG")
     if (activation := document.get("hidden_act", "gelu")) not in ACTIVATIONS:
         raise InputError(f"these weights were trained with {activation}; vitreous has {', '.join(ACTIVATIONS)}")
+    if (pooler := document.get("pooler_act", "tanh")) != "tanh":
+        raise InputError(f"the pooler of these weights was trained with {pooler}; vitreous has tanh there")
     theirs = rename({name.removeprefix("vit."): tensor for name, tensor in tensors.items()}, inverse(BEFORE_5))
     hybrid = any(".backbone.bit." in name for name in theirs)
     ours = rename(theirs, (*inverse(HYBRID_RULES if hybrid else ()), *inverse(RULES)))

@@ -148,9 +148,10 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     if arguments.get("pos_embed") == "none":
         facts["position"] = NoPosition()
     ours, layers = from_timm(tensors), {key: said for key, said in arguments.items() if key in LAYERS}
+    gated = any(name.endswith(".mlp.gate.weight") for name in ours)
     if (activation := layers.pop("act_layer", None)) in ACTIVATIONS:
         facts["feed_forward"] = ACTIVATIONS[activation]
-    elif activation and not (activation == "silu" and any(name.endswith(".mlp.gate.weight") for name in ours)):
+    elif activation and not (activation == "silu" and gated):
         layers["act_layer"] = activation
     if layers:
         said = ", ".join(f"{key}={value}" for key, value in layers.items())
@@ -178,7 +179,10 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         resnet=RESNET_EPSILONS,
         view=view,
         classes=tuple(names) or None,
-        assumed=() if pretrained else ("pixels from -1 to 1", "bicubic resize", f"crop ratio {crop_ratio}"),
+        assumed=(
+            *(() if "architecture" in document or gated else ("a GELU with erf",)),
+            *(() if pretrained else ("pixels from -1 to 1", "bicubic resize", f"crop ratio {crop_ratio}")),
+        ),
         **facts,
     )
 

@@ -22,7 +22,7 @@ demo: $(READY)
 
 test: $(READY)
 	@sh tools/browser.sh
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

@@ -19,8 +19,8 @@ from vitreous.stem import Patchify
 from vitreous.variants import vit
 from vitreous.vit import ViTConfig
 from vitreous.weights import layouts
-from vitreous.weights.timm import to_timm
 from vitreous.weights.timm_config import describe
+from vitreous.weights.timm_tensors import to_timm
 
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
@@ -59,7 +59,6 @@ def twins(config: ClassifierConfig, **arguments) -> tuple[Classifier, nn.Module]
     """A random classifier of `config` and timm's model with the same weights."""
     ours = randomise(config.build())
     described = describe(config)
-    assert described is not None
     theirs = timm.create_model(
         described["architecture"],
         num_classes=config.num_classes,
@@ -113,6 +112,8 @@ IN_TIMM: dict[str, ClassifierConfig] = {
     "rotary": _small(position=RoPE2d(base=50.0)),
     "rotary, scaled": _small(Mean(), position=RoPE2d(), layer_scale=0.1, num_registers=2),
     "rotary, attention pooling": _small(AttentionPool(), position=RoPE2d(), class_token=False),
+    "rotary, gated, without biases": _small(position=RoPE2d(), feed_forward=SwiGLU(), mlp_dim=49, qkv_bias=False),
+    "rotary as DINOv3": _small(Mean(), position=RoPE2d(), num_registers=4, layer_scale=0.1, norm_eps=1e-5),
     "relative bias": _small(Mean(), position=RelativeBias(), class_token=False),
     "relative bias beside a class token": _small(position=RelativeBias()),
     "relative bias, oblong": _small(Mean(), position=RelativeBias(), class_token=False, image_size=(32, 48)),

@@ -18,7 +18,7 @@ from vitreous.resnet import ResNetStem
 from vitreous.stem import Patchify
 from vitreous.variants import SIZES
 from vitreous.vit import ViTConfig, divisible_size
-from vitreous.weights.timm import to_timm
+from vitreous.weights.timm_tensors import to_timm
 
 
 @pytest.mark.parametrize("letter", [letter for letter in SIZES if letter != "22B"])

@@ -175,7 +175,9 @@ def test_another_activation_of_the_pooler_is_refused():
 
 
 def test_a_config_of_another_model_is_noticed():
-    with pytest.raises(InputError, match=r"position_embeddings has 17 places, not 2 x 2 \+ 1; fetch config\.json"):
+    with pytest.raises(
+        InputError, match=r"position_embeddings has 17 places, no grid of 2 x 2 patches after 1 of other tokens"
+    ):
         read(theirs().state_dict(), {"image_size": 32, "patch_size": 16})
 
 

@@ -20,7 +20,7 @@ from vitreous.variants import encoder, vit
 from vitreous.weights import layouts
 from vitreous.weights.infer import Foreign, infer
 from vitreous.weights.layouts import classifier_of
-from vitreous.weights.timm import to_timm
+from vitreous.weights.timm_tensors import to_timm
 
 ONE_HEAD = tiny(num_heads=1)  # as a width of 32 is taken to have, where no shape tells
 BARE = dataclasses.replace(ONE_HEAD, class_token=False)

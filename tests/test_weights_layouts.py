@@ -18,7 +18,7 @@ from vitreous.tokens import Encoder
 from vitreous.weights import google, huggingface, layouts, torchvision
 from vitreous.weights.infer import RANKS
 from vitreous.weights.mapping import Tensors
-from vitreous.weights.timm import to_timm
+from vitreous.weights.timm_tensors import to_timm
 
 IMAGES = random_images(1, 3, 32, 32)
 SMALL = tiny(mlp_dim=40)

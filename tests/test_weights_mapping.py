@@ -4,7 +4,7 @@ import torch
 from references import randomise, tiny
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
-from vitreous.weights import dino, google, huggingface, timm, torchvision
+from vitreous.weights import dino, google, huggingface, timm_tensors, torchvision
 from vitreous.weights.mapping import check, instantiate, inverse, joined, rename, shape, with_axes
 
 X = torch.zeros(1)
@@ -25,12 +25,12 @@ def test_a_rule_matches_whole_words_only():
 @pytest.mark.parametrize(
     "rules",
     [
-        timm.RULES,
-        (*timm.EVA_RULES, *timm.RULES),
-        (*timm.PARALLEL_RULES, *timm.RULES),
-        (*timm.HYBRID_RULES, *timm.RULES),
-        (*timm.ROOT_RULES, *timm.RULES),
-        timm.RESNET_RULES,
+        timm_tensors.RULES,
+        (*timm_tensors.EVA_GATES, *timm_tensors.EVA_RULES, *timm_tensors.RULES),
+        (*timm_tensors.PARALLEL_RULES, *timm_tensors.RULES),
+        (*timm_tensors.HYBRID_RULES, *timm_tensors.RULES),
+        (*timm_tensors.ROOT_RULES, *timm_tensors.RULES),
+        timm_tensors.RESNET_RULES,
         google.RULES,
         google.BIT_RULES,
         huggingface.RULES,

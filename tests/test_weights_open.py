@@ -9,8 +9,8 @@ from vitreous.classifier import ClassifierConfig
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.weights import Product, hub, open_model, save_product
-from vitreous.weights.timm import to_timm
 from vitreous.weights.timm_config import describe
+from vitreous.weights.timm_tensors import to_timm
 
 CONFIG = ClassifierConfig(encoder=tiny(num_heads=1), num_classes=3)
 CLASSES = ("a", "b", "c")
@@ -64,7 +64,7 @@ def test_a_larger_image_is_assumed_to_be_kept_whole(tmp_path):
 def test_timms_config_beside_a_file_says_how_images_are_prepared(classifier, tmp_path):
     pretrained = {"crop_pct": 0.7, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "interpolation": "bilinear"}
     document = {
-        **(describe(CONFIG) or {}),
+        **describe(CONFIG),
         "pretrained_cfg": pretrained,
         "label_names": {"0": "a", "1": "b", "2": "c"},
     }

@@ -15,9 +15,10 @@ from vitreous.position import NoPosition
 from vitreous.relative import RelativeBias
 from vitreous.resnet import ResNetStem
 from vitreous.weights import layouts
-from vitreous.weights.timm import RESNET_EPSILONS, to_timm
+from vitreous.weights.timm import RESNET_EPSILONS
 from vitreous.weights.timm import read as read_timm
 from vitreous.weights.timm_config import describe
+from vitreous.weights.timm_tensors import to_timm
 
 ALL = timm.list_models(["vit_*", "deit*", "flexivit*", "resnetv2_*_bit*"])
 LACKING = re.compile(
@@ -188,7 +189,7 @@ def test_the_real_vit_tiny_goes_back_to_timms_names_bit_by_bit(real):
 
 def test_config_json_knows_what_shapes_cannot_tell():
     config = ClassifierConfig(encoder=tiny(position=NoPosition(), feed_forward=GELU(tanh=True)), num_classes=7)
-    document = {**(describe(config) or {}), "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    document = {**describe(config), "pretrained_cfg": {"input_size": [3, 32, 32]}}
     assert read(to_timm(config.build()), document).config == config
 
 
@@ -216,19 +217,35 @@ def test_places_of_registers_are_added_to_the_registers():
 
 
 @pytest.mark.parametrize(
+    "document",
+    [{"model_args": {"img_size": [224, 112]}}, {"pretrained_cfg": {"input_size": [3, 224, 112]}}],
+    ids=["arguments", "input size"],
+)
+@torch.no_grad()
+def test_positions_of_an_oblong_image_are_read_where_config_json_says_so(document):
+    theirs = randomise(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=(224, 112)))
+    ours = read(theirs.state_dict(), {"architecture": "vit_tiny_patch16_224", **document})
+    images = random_images(1, 3, 224, 112)
+    assert ours.config.encoder.image_size == (224, 112)
+    assert difference(ours(images), theirs(images)) == 0.0
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vit_tiny_patch16_224", {}, "pos_embed has 99 places, no square grid with 1 prefix tokens"),
+        ("vit_tiny_patch16_224", {}, "pos_embed has 99 places, no square grid of patches after 1 or 0 of other tokens"),
         (
             "vit_relpos_small_patch16_224",
             {"rel_pos_type": "bias"},
-            "relative_position_bias_table has 351 rows, no square grid",
+            "relative_position_bias_table has 351 places, no square grid of patches after 0 of other tokens",
         ),
     ],
 )
 def test_positions_of_an_oblong_grid_are_refused(name, arguments, message):
     theirs = timm.create_model(name, depth=1, img_size=(224, 112), **arguments)
-    with pytest.raises(InputError, match=f"{message}; vitreous reads positions learned on square images"):
+    with pytest.raises(
+        InputError, match=f"{message}; vitreous reads positions of images that are not square only with"
+    ):
         read(theirs.state_dict(), {"architecture": name})
 
 

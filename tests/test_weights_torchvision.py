@@ -109,7 +109,9 @@ def test_the_preparation_of_images_is_torchvisions_and_said_to_be_assumed(tmp_pa
 
 def test_positions_of_an_oblong_image_are_refused():
     tensors = theirs().state_dict() | {"encoder.pos_embedding": torch.zeros(1, 13, 32)}
-    with pytest.raises(InputError, match=r"encoder\.pos_embedding has 13 places, no square grid and a class token"):
+    with pytest.raises(
+        InputError, match=r"encoder\.pos_embedding has 13 places, no square grid of patches after 1 of other tokens"
+    ):
         read(tensors)
 
 

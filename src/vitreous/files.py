@@ -103,14 +103,14 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write `path` into an `InputError` that says what to do."""
     reasons = {
-        errno.ENOSPC: "the disk is full; free some space, or choose another place with --out",
-        errno.EDQUOT: "your disk quota is used up; free some space, or choose another place with --out",
-        errno.EROFS: "the file system is read-only; choose another place with --out",
-        errno.EACCES: "you may not write there; choose another place with --out",
-        errno.EPERM: "you may not write there; choose another place with --out",
-        errno.ENOTDIR: "a part of that path is a file; choose another place with --out",
-        errno.EEXIST: "a part of that path is a file; choose another place with --out",
-        errno.ENAMETOOLONG: "the name is too long; choose a shorter one with --out",
+        errno.ENOSPC: "the disk is full; free some space, or choose another place",
+        errno.EDQUOT: "your disk quota is used up; free some space, or choose another place",
+        errno.EROFS: "the file system is read-only; choose another place",
+        errno.EACCES: "you may not write there; choose another place",
+        errno.EPERM: "you may not write there; choose another place",
+        errno.ENOTDIR: "a part of that path is a file; choose another place",
+        errno.EEXIST: "a part of that path is a file; choose another place",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     }
     try:
         yield

@@ -129,58 +129,62 @@ class AbsoluteEmbedding(PositionEmbedding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(Absolute):
-    """One trained vector per token (the paper's Eq. 1), resampled in 2-D for other grids (Sec. 3.2)."""
+class Trained(Absolute):
+    """Vectors that are trained on one grid, and resampled in 2-D for others (Sec. 3.2)."""
 
     class_token_slot: bool = True
     """Whether the class token, if there is one, has a vector too, as in the paper's E_pos."""
     resampling: Resampling = "aligned_bilinear"
     """How the vectors are resized for other grids; the default is the paper's code."""
 
+
+class TrainedEmbedding(AbsoluteEmbedding):
+    """A vector for the class token; a variant has those of the grid."""
+
+    def __init__(self, config: Trained, shape: Shape) -> None:
+        super().__init__()
+        self.resampling: Resampling = config.resampling
+        if config.class_token_slot and shape.class_token:
+            self.class_token = nn.Parameter(torch.empty(1, shape.width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(Trained):
+    """One trained vector per token (the paper's Eq. 1)."""
+
     def build(self, shape: Shape) -> "LearnedEmbedding":
         return LearnedEmbedding(self, shape)
 
 
-class LearnedEmbedding(AbsoluteEmbedding):
-    """A table over the grid, and a vector for the class token."""
+class LearnedEmbedding(TrainedEmbedding):
+    """A table over the grid."""
 
     def __init__(self, config: Learned, shape: Shape) -> None:
-        super().__init__()
-        self.resampling: Resampling = config.resampling
+        super().__init__(config, shape)
         self.table = nn.Parameter(torch.empty(*shape.grid, shape.width))
-        slot = config.class_token_slot and shape.class_token
-        self.class_token = nn.Parameter(torch.empty(1, shape.width)) if slot else None
 
     def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
         return resample(self.table, grid, self.resampling)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned2d(Absolute):
+class Learned2d(Trained):
     """A trained vector of half the width for each column and for each row, side by side (App. D.4, "2-D")."""
-
-    class_token_slot: bool = True
-    """Whether the class token, if there is one, has a vector of its own."""
-    resampling: Resampling = "aligned_bilinear"
-    """How the vectors are resized for other grids."""
 
     def build(self, shape: Shape) -> "Learned2dEmbedding":
         return Learned2dEmbedding(self, shape)
 
 
-class Learned2dEmbedding(AbsoluteEmbedding):
+class Learned2dEmbedding(TrainedEmbedding):
     """One table for columns (the paper's X-embedding) and one for rows (Y)."""
 
     def __init__(self, config: Learned2d, shape: Shape) -> None:
-        super().__init__()
+        super().__init__(config, shape)
         if shape.width % 2:
             raise InputError(f"row and column positions share the width evenly, got the odd width {shape.width}")
-        self.resampling: Resampling = config.resampling
         rows, columns = shape.grid
         self.column = nn.Parameter(torch.empty(1, columns, shape.width // 2))
         self.row = nn.Parameter(torch.empty(rows, 1, shape.width // 2))
-        slot = config.class_token_slot and shape.class_token
-        self.class_token = nn.Parameter(torch.empty(1, shape.width)) if slot else None
 
     def vectors(self, grid: Grid, device: torch.device) -> Float[Tensor, "rows columns width"]:
         column = resample(self.column, (1, grid[1]), self.resampling)

@@ -17,6 +17,29 @@ from vitreous.position import LogitBias, Position, PositionEmbedding, Shape, Whe
 from vitreous.resampling import Grid, Resampling, resample
 from vitreous.tokens import Tokens
 
+Queries = Float[Tensor, "batch head token head_dim"]
+Bias = Float[Tensor, "#batch head token token"]
+
+
+@dataclass
+class Pairs:
+    """The pairs of tokens in a sequence."""
+
+    grid: Grid
+    """Rows and columns of the whole image."""
+    offset: Int[Tensor, "#batch query key"]
+    """For each pair of patches, the place of query - key among all offsets of the grid, row by row."""
+    prefix: int
+    """Tokens before the patches, which have no offsets."""
+
+
+def pairs_of(tokens: Tokens) -> Pairs:
+    """Those of a sequence of these tokens."""
+    rows, columns = tokens.grid
+    offset = tokens.places[:, :, None] - tokens.places[:, None]
+    number = (offset[..., 0] + rows - 1) * (2 * columns - 1) + offset[..., 1] + columns - 1
+    return Pairs(tokens.grid, number, tokens.prefix.shape[1])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relative(Position):
@@ -41,10 +64,10 @@ class RelativeEmbedding(PositionEmbedding):
         self.layers = nn.ModuleList(layers)
 
     def attention(self, tokens: Tokens, depth: int) -> list[Where]:
-        index, prefix = _offset_index(tokens), tokens.prefix.shape[1]
+        pairs = pairs_of(tokens)
 
         def bias(layer: nn.Module) -> LogitBias:
-            return lambda queries: layer(queries, tokens.grid, index, prefix)
+            return lambda queries: layer(queries, pairs)
 
         biases = [bias(layer) for layer in self.layers]
         return [Where(tokens.grid, bias=biases[i % len(biases)]) for i in range(depth)]
@@ -55,29 +78,21 @@ class RelativeEmbedding(PositionEmbedding):
             layer.init_weights()
 
 
-def _offset_index(tokens: Tokens) -> Int[Tensor, "#batch query key"]:
-    """For each pair of patches, the place of query - key among all offsets of the grid, row by row."""
-    rows, columns = tokens.grid
-    offset = tokens.places[:, :, None] - tokens.places[:, None]
-    return (offset[..., 0] + rows - 1) * (2 * columns - 1) + offset[..., 1] + columns - 1
-
-
 def _all_offsets(grid: Grid) -> Grid:
     """How many offsets there are down and across a grid."""
     return 2 * grid[0] - 1, 2 * grid[1] - 1
 
 
+def _for_all_tokens(bias: Float[Tensor, "#batch head patch patch"], pairs: Pairs) -> Bias:
+    """The bias of pairs of patches, and zero for those with a token that is none."""
+    return F.pad(bias, (pairs.prefix, 0, pairs.prefix, 0))
+
+
 class RelativeLayer(nn.Module):
     """Base of one layer's module."""
 
-    def forward(
-        self,
-        queries: Float[Tensor, "batch head token head_dim"],
-        grid: Grid,
-        index: Int[Tensor, "#batch patch patch"],
-        prefix: int,
-    ) -> Float[Tensor, "#batch head token token"]:
-        """The bias; `index` as `_offset_index` gives it, and the first `prefix` tokens are no patches."""
+    def forward(self, queries: Queries, pairs: Pairs) -> Bias:
+        """What is added to the logits of all pairs of tokens."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
@@ -105,20 +120,14 @@ class RelativeKeysLayer(RelativeLayer):
         self.grid = shape.grid
         self.keys = nn.Parameter(torch.empty(2 * rows * columns - 1, shape.num_heads, shape.width // shape.num_heads))
 
-    def forward(
-        self,
-        queries: Float[Tensor, "batch head token head_dim"],
-        grid: Grid,
-        index: Int[Tensor, "#batch patch patch"],
-        prefix: int,
-    ) -> Float[Tensor, "batch head token token"]:
+    def forward(self, queries: Queries, pairs: Pairs) -> Bias:
         rows, columns = self.grid
         down, across = (torch.arange(1 - n, n, device=queries.device) for n in self.grid)
         by_offset = self.keys[(down[:, None] * columns + across) + rows * columns - 1]
-        keys = resample(by_offset, _all_offsets(grid)).flatten(0, 1).to(queries.dtype)
-        logits = torch.einsum("bhqd,ohd->bhqo", queries[:, :, prefix:] * queries.shape[-1] ** -0.5, keys)
-        picked = logits.gather(-1, index[:, None].expand(*logits.shape[:3], -1))
-        return F.pad(picked, (prefix, 0, prefix, 0))
+        keys = resample(by_offset, _all_offsets(pairs.grid)).flatten(0, 1).to(queries.dtype)
+        logits = torch.einsum("bhqd,ohd->bhqo", queries[:, :, pairs.prefix :] * queries.shape[-1] ** -0.5, keys)
+        picked = logits.gather(-1, pairs.offset[:, None].expand(*logits.shape[:3], -1))
+        return _for_all_tokens(picked, pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +150,9 @@ class RelativeBiasLayer(RelativeLayer):
         self.table = nn.Parameter(torch.empty(*_all_offsets(shape.grid), shape.num_heads))
         self.class_token = nn.Parameter(torch.empty(3, shape.num_heads)) if shape.class_token else None
 
-    def forward(
-        self,
-        queries: Float[Tensor, "batch head token head_dim"],
-        grid: Grid,
-        index: Int[Tensor, "#batch patch patch"],
-        prefix: int,
-    ) -> Float[Tensor, "#batch head token token"]:
-        table = resample(self.table, _all_offsets(grid), self.resampling).flatten(0, 1)
-        bias = F.pad(table[index].permute(0, 3, 1, 2), (prefix, 0, prefix, 0))
+    def forward(self, queries: Queries, pairs: Pairs) -> Bias:
+        table = resample(self.table, _all_offsets(pairs.grid), self.resampling).flatten(0, 1)
+        bias = _for_all_tokens(table[pairs.offset].permute(0, 3, 1, 2), pairs)
         if self.class_token is not None:
             from_class, to_class, itself = self.class_token[..., None].unbind(0)
             bias[:, :, 0], bias[..., 0], bias[:, :, 0, 0] = from_class, to_class, itself[..., 0]
@@ -178,17 +181,11 @@ class RelativeMLPLayer(RelativeLayer):
         self.up = nn.Linear(2, config.hidden)
         self.down = nn.Linear(config.hidden, shape.num_heads)
 
-    def forward(
-        self,
-        queries: Float[Tensor, "batch head token head_dim"],
-        grid: Grid,
-        index: Int[Tensor, "#batch patch patch"],
-        prefix: int,
-    ) -> Float[Tensor, "#batch head token token"]:
-        offsets = torch.cartesian_prod(*(torch.arange(1 - n, n, device=queries.device).float() for n in grid))
+    def forward(self, queries: Queries, pairs: Pairs) -> Bias:
+        offsets = torch.cartesian_prod(*(torch.arange(1 - n, n, device=queries.device).float() for n in pairs.grid))
         logarithms = (offsets.sign() * offsets.abs().log1p()).to(self.up.weight.dtype)
         table = self.down(F.relu(self.up(logarithms)))
-        return F.pad(table[index].permute(0, 3, 1, 2), (prefix, 0, prefix, 0)).to(queries.dtype)
+        return _for_all_tokens(table[pairs.offset].permute(0, 3, 1, 2), pairs).to(queries.dtype)
 
     def init_weights(self) -> None:
         for layer in (self.up, self.down):

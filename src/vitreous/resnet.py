@@ -172,6 +172,11 @@ class ResNetConfig(Encoder):
         return ResNet(self)
 
     @property
+    def epsilons(self) -> Epsilons:
+        """The three as one."""
+        return Epsilons(norm=self.norm_eps, variance=self.variance_eps, deviation=self.deviation_eps)
+
+    @property
     def features(self) -> int:
         """Channels of the last stage."""
         return 128 * self.multiplier * 2 ** len(self.units)
@@ -188,7 +193,7 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        eps = Epsilons(norm=config.norm_eps, variance=config.variance_eps, deviation=config.deviation_eps)
+        eps = config.epsilons
         self.root = StandardisedConv(config.channels, 64 * config.multiplier, 7, stride=2, same=False, eps=eps)
         self.stages, width = stages(PreActivationUnit, config.units, config.multiplier, eps)
         self.norm = nn.GroupNorm(GROUPS, width, eps=eps.norm)
@@ -236,23 +241,32 @@ class ResNetStem(Stem):
     def build(self, *, channels: int, width: int, patch_size: int) -> "ResNetPatches":
         return ResNetPatches(self, channels=channels, width=width, patch_size=patch_size)
 
+    @property
+    def epsilons(self) -> Epsilons:
+        """The three as one."""
+        return Epsilons(norm=self.norm_eps, variance=self.variance_eps, deviation=self.deviation_eps)
+
+    @property
+    def shrink(self) -> int:
+        """How many times smaller the feature map is than the image, in each direction."""
+        return 4 * 2 ** max(len(self.units) - 1, 0)
+
 
 class ResNetPatches(nn.Module):
     """Root, pool and stages, then patches of the feature map, most often of 1 x 1, each through a linear layer."""
 
     def __init__(self, config: ResNetStem, *, channels: int, width: int, patch_size: int) -> None:
         super().__init__()
-        shrink = 4 * 2 ** max(len(config.units) - 1, 0)
-        if patch_size % shrink:
+        if patch_size % config.shrink:
             raise InputError(
-                f"this ResNet stem shrinks the image by {shrink}, so patch_size must be a multiple of it, "
-                f"got {patch_size}; take {shrink}, or fewer units"
+                f"this ResNet stem shrinks the image by {config.shrink}, so patch_size must be a multiple of it, "
+                f"got {patch_size}; take {config.shrink}, or fewer units"
             )
-        eps = Epsilons(norm=config.norm_eps, variance=config.variance_eps, deviation=config.deviation_eps)
+        eps = config.epsilons
         self.root = StandardisedConv(channels, 64, 7, stride=2, same=True, eps=eps)
         self.norm = nn.GroupNorm(GROUPS, 64, eps=eps.norm)
         self.stages, features = stages(PostActivationUnit, config.units, 1, eps)
-        self.patches = Patchify().build(channels=features, width=width, patch_size=patch_size // shrink)
+        self.patches = Patchify().build(channels=features, width=width, patch_size=patch_size // config.shrink)
 
     def forward(self, images: Image) -> Float[Tensor, "batch width rows columns"]:
         x = self.norm(self.root(images)).relu()

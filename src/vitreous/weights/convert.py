@@ -12,19 +12,22 @@ import torch
 
 from vitreous.errors import InputError, some
 from vitreous.files import write_bytes, write_folder
-from vitreous.weights import google, huggingface, timm, torchvision
+from vitreous.weights import google, huggingface, torchvision
 from vitreous.weights.mapping import Tensors
 from vitreous.weights.open import open_model
+from vitreous.weights.plain import refuse
 from vitreous.weights.product import (
     CONFIG,
     WEIGHTS,
     Product,
     config_bytes,
+    json_bytes,
     load_product,
     safetensors_bytes,
     save_product,
 )
-from vitreous.weights.timm_config import describe
+from vitreous.weights.timm_config import lacks
+from vitreous.weights.timm_tensors import to_timm
 
 LAYOUTS = ("vitreous", "timm", "hf", "torchvision", "google")
 ARRAYS = "model.npz"
@@ -77,8 +80,8 @@ def write(product: Product, destination: Path, *, to: str) -> None:
     others = [entry.name for entry in destination.iterdir() if entry.name not in FILES] if destination.is_dir() else []
     if others:  # the folder is replaced as a whole
         raise InputError(f"cannot write {destination}: it has other things in it ({some(others)}); give another name")
-    if to == "timm" and describe(product.classifier.config) is None:
-        raise InputError("timm has no model of this function; write vitreous")
+    if to == "timm":
+        refuse("timm", lacks(product.classifier.config), instead="vitreous")
     if to in ("vitreous", "timm") and not single:
         save_product(destination, product)
         return
@@ -91,11 +94,11 @@ def write(product: Product, destination: Path, *, to: str) -> None:
     if to == "hf":
         documents = huggingface.documents(product.classifier, product.view, product.classes)
     files = {ARRAYS if to == "google" else WEIGHTS: data, CONFIG: config_bytes(product, documents.pop(CONFIG))}
-    write_folder(destination, files | {name: huggingface.json_bytes(said) for name, said in documents.items()})
+    write_folder(destination, files | {name: json_bytes(said) for name, said in documents.items()})
 
 
 def _tensors(product: Product, to: str) -> Tensors:
-    writers = {"timm": timm.to_timm, "hf": huggingface.write, "torchvision": torchvision.write, "google": google.write}
+    writers = {"timm": to_timm, "hf": huggingface.write, "torchvision": torchvision.write, "google": google.write}
     tensors = product.classifier.state_dict() if to == "vitreous" else writers[to](product.classifier)
     if product.extra.get("headless"):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS[to])}

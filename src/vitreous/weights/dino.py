@@ -11,7 +11,8 @@ from vitreous.errors import InputError
 from vitreous.position import RoPE2d
 from vitreous.weights.infer import Foreign
 from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename
-from vitreous.weights.timm import IMAGENET, from_timm
+from vitreous.weights.timm import IMAGENET
+from vitreous.weights.timm_tensors import from_timm
 
 V3_GATES: Rules = (  # DINOv3 has gate and value apart, and calls them as Llama does
     ("encoder.blocks.*.mlp.gate", "blocks.*.mlp.w1"),
@@ -80,8 +81,8 @@ def _read_v3(theirs: Tensors, left: list[str]) -> Foreign:
         expected = 100.0 ** (torch.arange(len(periods)) / len(periods))
         if not torch.allclose(periods.float(), expected, rtol=1e-2):  # the file has them in bfloat16
             raise InputError("rope_embed.periods are not those of base 100, which vitreous reads from DINOv3")
-    if registers := [theirs.pop("storage_tokens")] if "storage_tokens" in theirs else []:
-        theirs["reg_token"] = registers[0]
+    if "storage_tokens" in theirs:
+        theirs["reg_token"] = theirs.pop("storage_tokens")
     for name in [name for name in theirs if name.endswith("qkv.bias_mask")]:
         mask = theirs.pop(name)  # keys have no bias: one for queries and values, zero or nothing for keys
         bias = name.removesuffix("_mask")
@@ -89,13 +90,11 @@ def _read_v3(theirs: Tensors, left: list[str]) -> Foreign:
     for name in [name for name in theirs if name.startswith("local_cls_norm.")]:
         del theirs[name]
         left.append(name)
-    heads = None
     ours = from_timm(rename(theirs, inverse(V3_GATES)))
-    if periods is not None:
-        heads = ours["encoder.prefix"].shape[1] // (4 * len(periods))
+    width = ours["encoder.prefix"].shape[1]
     return Foreign(
         tensors=ours,
-        num_heads=heads,
+        num_heads=None if periods is None else width // (4 * len(periods)),
         norm_eps=1e-5,
         position=RoPE2d(base=100.0),
         view=IMAGENET | {"crop_ratio": 1.0, "squash": True, "interpolation": "bicubic"},

@@ -21,12 +21,12 @@ from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
 from vitreous.weights.mapping import Rules, Tensors, joined, rename, shape, with_axes
-from vitreous.weights.plain import beyond_plain, refuse
+from vitreous.weights.places import join_places, split_places
+from vitreous.weights.plain import beyond_linear, beyond_plain, refuse
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
 BLOCK = "Transformer/encoderblock_*"
 ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_1"
-# Separators are ours (a dot), the last word is flax's (kernel, scale); see `_word` for it.
 RULES: Rules = (
     ("encoder.stem.stages.*.*.shortcut", "block*/unit*/conv_proj"),
     ("encoder.stem.stages.*.*.shortcut_norm", "block*/unit*/gn_proj"),
@@ -226,15 +226,9 @@ def _read_positions(ours: Tensors) -> None:
         if name in ours:
             places = with_axes(ours, name, 3)[0]
             del ours[name]
-            side = round((len(places) - slot) ** 0.5)
-            if side * side + slot != len(places):
-                raise InputError(
-                    f"{name} has {len(places)} places, no square grid with {slot} for the class token (cls); "
-                    "vitreous reads positions learned on square images"
-                )
-            ours["encoder.position.table"] = places[slot:].unflatten(0, (side, side))
+            of_class_token, ours["encoder.position.table"] = split_places(name, places, prefix=[slot])
             if slot:
-                ours["encoder.position.class_token"] = places[:1]
+                ours["encoder.position.class_token"] = of_class_token
 
 
 def write(classifier: Classifier) -> Tensors:
@@ -249,10 +243,7 @@ def write(classifier: Classifier) -> Tensors:
     config, encoder = classifier.config, classifier.config.encoder
     tensors = dict(classifier.state_dict())
     if isinstance(encoder, ResNetConfig):
-        if config.pooling != Mean() or not isinstance(config.head, LinearHead) or config.head.representation:
-            raise InputError(
-                "BiT's layout has a ResNet with mean pooling and a linear head only; write vitreous or timm"
-            )
+        refuse("BiT's code", beyond_linear(config, Mean()), instead="vitreous")
         tensors["head.linear.weight"] = tensors["head.linear.weight"][..., None, None]
         return _theirs(tensors, BIT_RULES, words=("gamma", "beta"), two_digits=True)
     assert isinstance(encoder, ViTConfig)
@@ -273,10 +264,8 @@ def write(classifier: Classifier) -> Tensors:
     if isinstance(classifier.encoder.position, SinCos2dEmbedding):
         table = None  # computed there as here
     if table is not None:
-        places = table.flatten(0, 1)
-        if slot is not None:
-            places = torch.cat([slot, places])
-        theirs["Transformer/posembed_input/pos_embedding" if original else "pos_embedding"] = places[None]
+        name = "Transformer/posembed_input/pos_embedding" if original else "pos_embedding"
+        theirs[name] = join_places(slot, table)
     return theirs
 
 

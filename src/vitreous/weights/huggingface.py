@@ -1,12 +1,10 @@
 """transformers' layout of a ViT, of version 5 and of those before, and the files its `from_pretrained` reads."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitreous.classifier import Classifier
@@ -17,6 +15,7 @@ from vitreous.resnet import Epsilons
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
 from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, with_axes
+from vitreous.weights.places import join_places, split_places
 from vitreous.weights.plain import beyond_plain, refuse
 
 RULES: Rules = (
@@ -104,19 +103,13 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         del ours[token]
     image_size = document.get("image_size", 224)
     if (table := "embeddings.position_embeddings") in ours:
-        places = with_axes(ours, table, 3)
+        places, grid = with_axes(ours, table, 3)[0], None
         del ours[table]
-        side = round((places.shape[1] - 1) ** 0.5)
-        grid = side, side
         if "patch_size" in document and not hybrid:  # a hybrid's says nothing of its backbone's stride
-            heights = image_size if isinstance(image_size, list) else (image_size, image_size)
-            grid = tuple(pixels // document["patch_size"] for pixels in heights)
-        if grid[0] * grid[1] + 1 != places.shape[1]:
-            raise InputError(
-                f"{table} has {places.shape[1]} places, not {grid[0]} x {grid[1]} + 1; fetch config.json, too, or again"
-            )
-        ours["encoder.position.class_token"] = places[0, :1]
-        ours["encoder.position.table"] = places[0, 1:].unflatten(0, grid)
+            height, width = image_size if isinstance(image_size, list) else (image_size, image_size)
+            grid = height // document["patch_size"], width // document["patch_size"]
+        slot, patches = split_places(table, places, prefix=[1], grid=grid)
+        ours |= {"encoder.position.class_token": slot, "encoder.position.table": patches}
     left = ["the mask token"] if ours.pop("embeddings.mask_token", None) is not None else []
     if any(name.startswith("decoder.") for name in ours):
         ours = {name: tensor for name, tensor in ours.items() if not name.startswith("decoder.")}
@@ -185,20 +178,15 @@ def write(classifier: Classifier) -> Tensors:
     tensors = dict(classifier.state_dict())
     theirs: Tensors = {"vit.embeddings.cls_token": tensors.pop("encoder.prefix")[None]}
     table, slot = tensors.pop("encoder.position.table"), tensors.pop("encoder.position.class_token")
-    theirs["vit.embeddings.position_embeddings"] = torch.cat([slot, table.flatten(0, 1)])[None]
+    theirs["vit.embeddings.position_embeddings"] = join_places(slot, table)
     for i in range(encoder.depth):
         for kind in ("weight", "bias") if encoder.qkv_bias else ("weight",):
-            joined = tensors.pop(f"encoder.blocks.{i}.attention.qkv.{kind}")
-            for part, tensor in zip(PARTS, joined.chunk(3), strict=True):
+            qkv = tensors.pop(f"encoder.blocks.{i}.attention.qkv.{kind}")
+            for part, tensor in zip(PARTS, qkv.chunk(3), strict=True):
                 tensors[f"encoder.blocks.{i}.attention.{part}.{kind}"] = tensor
     for name, tensor in rename(tensors, RULES).items():
         theirs[name if name.startswith("classifier.") else f"vit.{name}"] = tensor
     return theirs
-
-
-def json_bytes(document: dict[str, Any]) -> bytes:
-    """A JSON file."""
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def documents(classifier: Classifier, view: EvalView, classes: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:

@@ -147,7 +147,7 @@ def _vit(foreign: Foreign) -> ViTConfig:
     if hybrid:
         eps, units = foreign.resnet, _units(tensors, "encoder.stem.stages")
         stem = ResNetStem(units=units, norm_eps=eps.norm, variance_eps=eps.variance, deviation_eps=eps.deviation)
-        patch_size *= 4 * 2 ** max(len(units) - 1, 0)
+        patch_size *= stem.shrink
         channels = tensors[root].shape[1]
     first = next((p for p in ("encoder.blocks.0.", "encoder.blocks.0.rows.") if f"{p}mlp.up.weight" in tensors), None)
     if first is None:
@@ -230,10 +230,8 @@ def _position(foreign: Foreign, class_token: bool) -> tuple[Position, tuple[int,
             return Learned2d(class_token_slot=slot, **settings), (row.shape[0], columns)
         return None
 
-    def one_for_all(list_of: str) -> bool:
-        return {name.removeprefix(place + list_of)[:2] for name in tensors if name.startswith(place + list_of)} == {
-            "0."
-        }
+    def one_for_all(modules: str) -> bool:
+        return all(name.startswith(f"{place}{modules}0.") for name in tensors if name.startswith(f"{place}{modules}"))
 
     if found := absolute(place):
         return found

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from vitreous.weights.infer import Foreign
-from vitreous.weights.timm import IMAGENET, from_timm
+from vitreous.weights.timm import IMAGENET
+from vitreous.weights.timm_tensors import from_timm
 
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:

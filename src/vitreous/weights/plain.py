@@ -5,6 +5,7 @@ import dataclasses
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
 from vitreous.head import Head, LinearHead
+from vitreous.pooling import Pooling
 from vitreous.position import Learned
 from vitreous.vit import ViTConfig
 
@@ -27,17 +28,22 @@ def beyond_plain(config: ClassifierConfig) -> dict[str, str]:
             encoder, position=dataclasses.replace(encoder.position, resampling="aligned_bilinear")
         )
     differ = {field.name: (encoder, plain.encoder) for field in dataclasses.fields(encoder) if field.name not in FREE}
-    differ |= {"pooling": (config, plain), "head": (dataclasses.replace(config, head=_without_start(config)), plain)}
     return {
         name: f"{name}={getattr(ours, name)}"
         for name, (ours, theirs) in differ.items()
         if getattr(ours, name) != getattr(theirs, name)
-    }
+    } | beyond_linear(config, plain.pooling)
 
 
-def _without_start(config: ClassifierConfig) -> Head:
+def beyond_linear(config: ClassifierConfig, pooling: Pooling) -> dict[str, str]:
+    """Pooling and head, if they are another than `pooling` and a linear head, as `name=value`."""
+    found = {"pooling": (config.pooling, pooling), "head": (_without_start(config.head), LinearHead())}
+    return {name: f"{name}={ours}" for name, (ours, plain) in found.items() if ours != plain}
+
+
+def _without_start(head: Head) -> Head:
     """The head as it is once trained: where its bias started does not matter."""
-    return dataclasses.replace(config.head, bias=0.0) if isinstance(config.head, LinearHead) else config.head
+    return dataclasses.replace(head, bias=0.0) if isinstance(head, LinearHead) else head
 
 
 def refuse(project: str, lacks: dict[str, str], *, instead: str) -> None:

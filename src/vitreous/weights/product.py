@@ -23,7 +23,8 @@ from vitreous.weights.hub import weights_in
 from vitreous.weights.infer import with_head
 from vitreous.weights.mapping import Tensors, instantiate
 from vitreous.weights.read import read_config, read_tensors
-from vitreous.weights.timm_config import classifier_name, describe, first_conv, pool_name
+from vitreous.weights.timm_config import classifier_name, describe, first_conv, lacks, pool_name
+from vitreous.weights.timm_tensors import from_timm, to_timm
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -63,7 +64,7 @@ def save_product(folder: Path, product: Product) -> None:
         InputError: if the folder cannot be written, or the names of classes are not one for each logit.
     """
     fields = timm_fields(product)
-    tensors = timm.to_timm(product.classifier) if "architecture" in fields else product.classifier.state_dict()
+    tensors = to_timm(product.classifier) if "architecture" in fields else product.classifier.state_dict()
     write_folder(folder, {WEIGHTS: safetensors_bytes(tensors), CONFIG: config_bytes(product, fields)})
 
 
@@ -89,7 +90,11 @@ def config_bytes(product: Product, fields: dict[str, Any]) -> bytes:
         "classes": product.classes and list(product.classes),
         "golden": golden(product.classifier),
     }
-    document = {**fields, "vitreous": {**product.extra, **ours}}
+    return json_bytes({**fields, "vitreous": {**product.extra, **ours}})
+
+
+def json_bytes(document: dict[str, Any]) -> bytes:
+    """A document as a JSON file; names of files that are no text stay as they are."""
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
@@ -125,7 +130,7 @@ def _ours(document: dict[str, Any], tensors: Tensors) -> Product:
         raise InputError(f"{CONFIG} names no classifier and view; fetch or write it again")
     if classes is not None and not all(isinstance(name, str) for name in classes):
         raise InputError(f"{CONFIG} has names of classes that are no text; fetch or write it again")
-    known = timm.from_timm(tensors, config=config) if timm.fits(tensors) else layouts.read(tensors, document).tensors
+    known = from_timm(tensors, config=config) if timm.fits(tensors) else layouts.read(tensors, document).tensors
     extra = {name: value for name, value in saved.items() if name not in OURS}
     if extra.get("headless"):
         known = with_head(known, config)
@@ -155,7 +160,7 @@ def timm_fields(product: Product) -> dict[str, Any]:
     """What timm and transformers read in config.json; no `architecture` where they lack the model."""
     config, view = product.classifier.config, product.view
     fields: dict[str, Any] = {
-        **(describe(config) or {}),
+        **({} if lacks(config) else describe(config)),
         "num_classes": config.num_classes,
         "num_features": config.encoder.features,
         "global_pool": pool_name(config.pooling) or "",

@@ -1,26 +1,41 @@
-"""The arguments that make timm build the same function, for the config.json of a product folder."""
+"""The arguments that make timm build the same function, for the config.json of a product folder.
+
+timm has several classes of ViT, and each is reached by the name of a published model: its entrance here.
+"""
 
 import math
 from typing import Any
 
-from vitreous.block import BranchNorm, Parallel, PreNorm
+from vitreous.block import BranchNorm, Parallel
 from vitreous.classifier import ClassifierConfig
-from vitreous.feed_forward import GELU, QuickGELU, SwiGLU
-from vitreous.head import DistilledHead, LinearHead
+from vitreous.feed_forward import GELU, SwiGLU
+from vitreous.head import DistilledHead
 from vitreous.pooling import AttentionPool, ClassAndDistillation, Mean, Pooling
 from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
 from vitreous.relative import RelativeBias, RelativeMLP
-from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
+from vitreous.resnet import ResNetConfig, ResNetStem
 from vitreous.stem import Patchify
 from vitreous.tokens import Encoder
 from vitreous.variants import timm_name
 from vitreous.vit import ViTConfig
+from vitreous.weights.plain import beyond_linear, beyond_plain
 from vitreous.weights.timm import ACTIVATIONS, POOLINGS, RESNET_EPSILONS
 
-ROTARY, RELATIVE = "vit_base_patch16_rope_224", "vit_relpos_base_patch16_224"
-"""Entrances of timm to its classes for rotary and for relative positions."""
+PLAIN = "vit_base_patch16_224"
+CLIP = "vit_base_patch16_clip_224"
+DISTILLED = "deit_base_distilled_patch16_224"
 GATED = "vit_giant_patch14_dinov2"
-"""timm's entrance to a SwiGLU."""
+PARALLEL = "vit_pwee_patch16_reg1_gap_256"
+BRANCH_NORM = "vit_base_patch16_rpn_224"
+RELATIVE = "vit_relpos_base_patch16_224"
+ROTARY, DINOV3 = "vit_base_patch16_rope_224", "vit_base_patch16_dinov3"
+HYBRIDS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_base_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
+"""By the units of their ResNet; timm has no argument for these."""
 
 
 def pool_name(pooling: Pooling) -> str | None:
@@ -42,165 +57,189 @@ def classifier_name(config: ClassifierConfig) -> str | list[str]:
     return "head" if isinstance(config.encoder, ViTConfig) else "head.fc"
 
 
-def describe(config: ClassifierConfig) -> dict[str, Any] | None:
-    """`architecture` and `model_args` with which timm builds exactly this function; None where it cannot.
+def lacks(config: ClassifierConfig) -> dict[str, str]:
+    """The fields of a model, as `name=value`, that keep timm from building it; empty where nothing does."""
+    encoder = config.encoder
+    if isinstance(encoder, ResNetConfig):
+        return _lacks_resnet(encoder, config)
+    assert isinstance(encoder, ViTConfig)
+    special, entrances = beyond_plain(config), _entrances(config)
+    if len(entrances) > 1:  # one class cannot have what two have
+        return {name: special[name] for name in entrances}
+    has = _has(config, next(iter(entrances.values()), PLAIN))
+    return {name: value for name, value in special.items() if not has.get(name)}
+
+
+def _lacks_resnet(encoder: ResNetConfig, config: ClassifierConfig) -> dict[str, str]:
+    lacking = beyond_linear(config, Mean())
+    if timm_name(encoder) is None:  # timm takes no other numbers of units
+        lacking["units"] = f"units={encoder.units}, multiplier={encoder.multiplier}"
+    if encoder.epsilons != RESNET_EPSILONS:
+        lacking["epsilons"] = str(encoder.epsilons)
+    return lacking
+
+
+def _entrances(config: ClassifierConfig) -> dict[str, str]:
+    """For each field with a value that only one class of timm's has, the entrance to that class."""
+    encoder, found = config.encoder, {}
+    assert isinstance(encoder, ViTConfig)
+    if isinstance(config.head, DistilledHead):
+        found["head"] = DISTILLED
+    if isinstance(encoder.stem, ResNetStem) and encoder.stem.units in HYBRIDS:
+        found["stem"] = HYBRIDS[encoder.stem.units]
+    if isinstance(encoder.block, Parallel):
+        found["block"] = PARALLEL
+    if isinstance(encoder.block, BranchNorm):
+        found["block"] = BRANCH_NORM
+    if isinstance(encoder.position, RelativeBias | RelativeMLP):
+        found["position"] = RELATIVE
+    if isinstance(encoder.position, RoPE2d):  # the one class that can be gated, and have either epsilon, besides
+        found["position"] = DINOV3 if encoder.norm_eps == 1e-5 else ROTARY
+        return found
+    if encoder.norm_eps == 1e-5:
+        found["norm_eps"] = CLIP
+    if isinstance(encoder.feed_forward, SwiGLU):
+        found["feed_forward"] = GATED
+    return found
+
+
+def _has(config: ClassifierConfig, entrance: str) -> dict[str, bool]:
+    """Whether the class behind an entrance can have what a model has in each field."""
+    encoder, pooling = config.encoder, config.pooling
+    assert isinstance(encoder, ViTConfig)
+    normed_mean, by_attention = isinstance(pooling, Mean) and pooling.norm, isinstance(pooling, AttentionPool)
+    has = {
+        **dict.fromkeys(("class_token", "num_registers", "qkv_bias", "qk_norm", "layer_scale"), True),
+        "position": isinstance(encoder.position, NoPosition | Learned | SinCos2d),
+        "stem": encoder.stem == Patchify(bias=not encoder.stem_norm),
+        "stem_norm": encoder.stem == Patchify(bias=False),
+        "feed_forward": encoder.feed_forward in ACTIVATIONS.values(),
+        "pooling": pool_name(pooling) is not None and not (normed_mean and encoder.final_norm),
+        "final_norm": normed_mean,
+    }
+    if entrance == CLIP:
+        has["norm_eps"] = True
+    elif entrance == PARALLEL:
+        has["block"] = True
+    elif entrance == BRANCH_NORM:
+        has |= {"block": True, "layer_scale": False}
+    elif entrance == GATED:
+        has |= {"feed_forward": True, "pooling": has["pooling"] and not by_attention}
+    elif entrance == RELATIVE:
+        has |= {"position": True, "pooling": has["pooling"] and not by_attention}
+        has |= dict.fromkeys(("feed_forward", "num_registers", "stem_norm"), False)
+    elif entrance == DISTILLED:
+        has |= {"head": True, "pooling": isinstance(pooling, ClassAndDistillation)}
+        has |= {"num_registers": encoder.num_registers == 1, "position": False, "stem_norm": False}
+    elif entrance in (ROTARY, DINOV3):
+        patches_alone = not encoder.class_token and not encoder.num_registers
+        has |= {
+            "position": True,
+            "norm_eps": entrance == DINOV3,
+            "feed_forward": isinstance(encoder.feed_forward, SwiGLU),
+        }
+        has |= {"pooling": pooling == Mean() or (by_attention and patches_alone)}
+        has |= dict.fromkeys(("qk_norm", "stem_norm", "final_norm"), False)
+    elif entrance in HYBRIDS.values():
+        assert isinstance(encoder.stem, ResNetStem)
+        has |= {"stem": encoder.stem.epsilons == RESNET_EPSILONS, "stem_norm": False}
+    return has
+
+
+def describe(config: ClassifierConfig) -> dict[str, Any]:
+    """`architecture` and `model_args` with which timm builds exactly the function of a model that lacks nothing.
 
     `num_classes` stands beside them, not among the arguments: transformers gives it once more.
     """
     encoder = config.encoder
     if isinstance(encoder, ResNetConfig):
-        return _describe_resnet(encoder, config)
+        return {"architecture": timm_name(encoder), "model_args": {"in_chans": encoder.channels}}
     assert isinstance(encoder, ViTConfig)
-    pool = pool_name(config.pooling)
-    distilled = isinstance(config.head, DistilledHead)
-    special = _special(config)
-    if special is None or (pool is None and not distilled):
-        return None
-    architecture, arguments = special
-    activation = next((name for name, layer in ACTIVATIONS.items() if layer == encoder.feed_forward), None)
-    gated = isinstance(encoder.feed_forward, SwiGLU)
-    normed_mean = isinstance(config.pooling, Mean) and config.pooling.norm
+    entrance = next(iter(_entrances(config).values()), PLAIN)
     arguments = {
-        "img_size": list(encoder.image_shape) if isinstance(encoder.image_size, tuple) else encoder.image_size,
+        "img_size": list(encoder.image_size) if isinstance(encoder.image_size, tuple) else encoder.image_size,
         "patch_size": encoder.patch_size,
         "in_chans": encoder.channels,
-        "global_pool": pool or "token",
+        "global_pool": pool_name(config.pooling) or "token",
         "embed_dim": encoder.width,
         "depth": encoder.depth,
         "num_heads": encoder.num_heads,
-        "mlp_ratio": mlp_ratio(encoder, gated=gated),
+        "mlp_ratio": mlp_ratio(encoder, doubled=entrance == GATED),
         "qkv_bias": encoder.qkv_bias,
         "class_token": encoder.class_token,
-    } | arguments
-    if architecture != ROTARY:
-        arguments["fc_norm"] = normed_mean
-        if encoder.layer_scale is not None:
-            arguments["init_values"] = (
-                encoder.layer_scale or 1e-5
-            )  # the tensors have the value; zero would leave it out
-        elif architecture in (RELATIVE, GATED):
-            arguments["init_values"] = 0
-        if activation not in ("gelu", None):
-            arguments["act_layer"] = activation
-        if encoder.qk_norm:
-            arguments["qk_norm"] = True
-    if distilled:
-        del arguments["class_token"]
-    return {"architecture": architecture, "model_args": arguments}
-
-
-def _special(config: ClassifierConfig) -> tuple[str, dict[str, Any]] | None:
-    """The entrance of timm that can build an encoder, and arguments that only that one knows."""
-    encoder, head = config.encoder, config.head
-    assert isinstance(encoder, ViTConfig)
-    position = encoder.position
-    normed_mean = isinstance(config.pooling, Mean) and config.pooling.norm
-    plain_stem = encoder.stem == Patchify(bias=not encoder.stem_norm)
-    reasons = {
-        "deit_base_distilled_patch16_224": isinstance(head, DistilledHead),
-        "vit_base_patch16_clip_224": encoder.norm_eps == 1e-5,
-        GATED: isinstance(encoder.feed_forward, SwiGLU),
-        "vit_pwee_patch16_reg1_gap_256": isinstance(encoder.block, Parallel),
-        "vit_base_patch16_rpn_224": isinstance(encoder.block, BranchNorm),
-        RELATIVE: isinstance(position, RelativeBias | RelativeMLP),
-        ROTARY: isinstance(position, RoPE2d),
-        _hybrid(encoder): isinstance(encoder.stem, ResNetStem),
     }
-    wanted = [name for name, needed in reasons.items() if needed]
-    known = (
-        isinstance(position, NoPosition | Learned | SinCos2d | RoPE2d | RelativeBias | RelativeMLP),
-        isinstance(encoder.block, PreNorm | Parallel | BranchNorm),
-        isinstance(head, DistilledHead) or (isinstance(head, LinearHead) and head.representation is None),
-        isinstance(head, DistilledHead) == isinstance(config.pooling, ClassAndDistillation),
-        plain_stem or (isinstance(encoder.stem, ResNetStem) and not encoder.stem_norm),
-        encoder.norm_eps in (1e-6, 1e-5),
-        not encoder.rms_norm,
-        encoder.final_norm != normed_mean,
-        None not in wanted,
-        not (isinstance(encoder.block, BranchNorm) and encoder.layer_scale is not None),
-        not (isinstance(encoder.block, Parallel) and not isinstance(encoder.feed_forward, GELU | QuickGELU)),
-        not (isinstance(config.pooling, AttentionPool) and isinstance(encoder.feed_forward, SwiGLU)),
-    )
-    if len(wanted) > 1 or not all(known):
-        return None
-    architecture = wanted[0] if wanted else "vit_base_patch16_224"
-    assert architecture is not None
-    if architecture == ROTARY:
-        assert isinstance(position, RoPE2d)
-        if (
-            encoder.feed_forward != GELU()
-            or normed_mean
-            or encoder.qk_norm
-            or encoder.stem_norm
-            or not encoder.qkv_bias
-            or (isinstance(config.pooling, AttentionPool) and (encoder.class_token or encoder.num_registers))
-        ):
-            return None
-        return architecture, {
-            "attn_type": "rope",
-            "use_abs_pos_emb": False,
-            "use_rot_pos_emb": True,
-            "rope_type": "dinov3",
-            "rope_temperature": position.base,
-            "rope_rotate_half": True,
-            "rope_grid_indexing": "ij",
-            "num_reg_tokens": encoder.num_registers,
-            "use_fc_norm": False,
-            "init_values": 1.0 if encoder.layer_scale is None else encoder.layer_scale,
-        }
-    if isinstance(position, RelativeBias | RelativeMLP):
-        if encoder.num_registers or encoder.stem_norm or isinstance(config.pooling, AttentionPool):
-            return None
-        if encoder.feed_forward != GELU():
-            return None
-        kind: dict[str, Any] = {"rel_pos_type": "bias"}
-        if isinstance(position, RelativeMLP):
-            kind = {"rel_pos_type": "mlp", "rel_pos_dim": position.hidden}
-        return architecture, kind | {"shared_rel_pos": position.shared}
-    if isinstance(head, DistilledHead):
-        slotless = not (isinstance(position, Learned) and position.class_token_slot)
-        return None if slotless or encoder.num_registers != 1 or encoder.stem_norm else (architecture, {})
+    if entrance in (ROTARY, DINOV3):
+        arguments |= _rotary(encoder)
+    else:
+        arguments |= _of_all_but_rotary(config)
+        if encoder.layer_scale is None and entrance in (RELATIVE, GATED):
+            arguments["init_values"] = 0
+    if entrance == RELATIVE:
+        arguments |= _relative(encoder)
+    elif entrance == DISTILLED:
+        del arguments["class_token"]
+    elif entrance not in (ROTARY, DINOV3):
+        arguments |= _of_plain(encoder)
+    return {"architecture": entrance, "model_args": arguments}
+
+
+def _of_all_but_rotary(config: ClassifierConfig) -> dict[str, Any]:
+    encoder = config.encoder
+    assert isinstance(encoder, ViTConfig)
+    arguments: dict[str, Any] = {"fc_norm": isinstance(config.pooling, Mean) and config.pooling.norm}
+    if encoder.layer_scale is not None:  # the tensors have the value, but zero would leave the layer out
+        arguments["init_values"] = encoder.layer_scale or 1e-5
+    if encoder.qk_norm:
+        arguments["qk_norm"] = True
+    if isinstance(encoder.feed_forward, SwiGLU):
+        arguments["act_layer"] = "silu"
+    elif encoder.feed_forward != GELU():
+        arguments["act_layer"] = next(name for name, layer in ACTIVATIONS.items() if layer == encoder.feed_forward)
+    return arguments
+
+
+def _of_plain(encoder: ViTConfig) -> dict[str, Any]:
+    """What the class of plain ViTs and those that build on it take, hybrids among them."""
+    position = encoder.position
     arguments: dict[str, Any] = {
         "reg_tokens": encoder.num_registers,
         "pos_embed": "none" if isinstance(position, NoPosition) else "learn",
         "no_embed_class": not (isinstance(position, Learned) and encoder.class_token and position.class_token_slot),
-        "pre_norm": encoder.stem_norm,
     }
     if isinstance(encoder.stem, ResNetStem):
-        del arguments["pre_norm"]
-        arguments["patch_size"] = encoder.patch_size // (4 * 2 ** max(len(encoder.stem.units) - 1, 0))
-    if isinstance(encoder.feed_forward, SwiGLU):
-        arguments["act_layer"] = "silu"
-    return architecture, arguments
+        return arguments | {"patch_size": encoder.patch_size // encoder.stem.shrink}
+    return arguments | {"pre_norm": encoder.stem_norm}
 
 
-def _hybrid(encoder: ViTConfig) -> str | None:
-    """The entrance of timm to a hybrid with these stages, and its epsilons."""
-    stem = encoder.stem
-    names = {
-        (): "vit_tiny_r_s16_p8_224",
-        (2, 2, 2, 2): "vit_base_r26_s32_224",
-        (3, 4, 9): "vit_base_r50_s16_224",
-        (3, 4, 6, 3): "vit_large_r50_s32_224",
+def _relative(encoder: ViTConfig) -> dict[str, Any]:
+    position = encoder.position
+    assert isinstance(position, RelativeBias | RelativeMLP)
+    shared = {"shared_rel_pos": position.shared}
+    if isinstance(position, RelativeMLP):
+        return {"rel_pos_type": "mlp", "rel_pos_dim": position.hidden, **shared}
+    return {"rel_pos_type": "bias", **shared}
+
+
+def _rotary(encoder: ViTConfig) -> dict[str, Any]:
+    assert isinstance(encoder.position, RoPE2d)
+    return {
+        "attn_type": "rope",
+        "use_abs_pos_emb": False,
+        "use_rot_pos_emb": True,
+        "rope_type": "dinov3",
+        "rope_temperature": encoder.position.base,
+        "rope_rotate_half": True,
+        "rope_grid_indexing": "ij",
+        "num_reg_tokens": encoder.num_registers,
+        "use_fc_norm": False,
+        "init_values": 1.0 if encoder.layer_scale is None else encoder.layer_scale,
+        **({"swiglu_mlp": True, "swiglu_align_to": 1} if isinstance(encoder.feed_forward, SwiGLU) else {}),
     }
-    if not isinstance(stem, ResNetStem):
-        return None
-    eps = Epsilons(norm=stem.norm_eps, variance=stem.variance_eps, deviation=stem.deviation_eps)
-    return names.get(stem.units) if eps == RESNET_EPSILONS else None
 
 
-def _describe_resnet(encoder: ResNetConfig, config: ClassifierConfig) -> dict[str, Any] | None:
-    eps = Epsilons(norm=encoder.norm_eps, variance=encoder.variance_eps, deviation=encoder.deviation_eps)
-    linear = isinstance(config.head, LinearHead) and config.head.representation is None
-    name = timm_name(encoder)  # timm takes no other numbers of units
-    if eps != RESNET_EPSILONS or config.pooling != Mean() or not linear or name is None:
-        return None
-    return {"architecture": name, "model_args": {"in_chans": encoder.channels}}
-
-
-def mlp_ratio(encoder: ViTConfig, *, gated: bool = False) -> float:
+def mlp_ratio(encoder: ViTConfig, *, doubled: bool = False) -> float:
     """The ratio from which timm's `int(width * ratio)` gives `mlp_dim` again, or twice that for a gate beside it."""
-    hidden = encoder.mlp_dim * (2 if gated else 1)
+    hidden = encoder.mlp_dim * (2 if doubled else 1)
     ratio = hidden / encoder.width
     while int(encoder.width * ratio) < hidden:
         ratio = math.nextafter(ratio, math.inf)

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitreous.classifier import Classifier
-from vitreous.errors import InputError
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
 from vitreous.weights.mapping import Rules, Tensors, inverse, rename, with_axes
+from vitreous.weights.places import join_places, split_places
 from vitreous.weights.plain import beyond_plain, refuse
 from vitreous.weights.timm import IMAGENET
 
@@ -53,16 +52,10 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         ours["encoder.prefix"] = with_axes(theirs, "class_token", 3)[0]
         del theirs["class_token"]
     if "encoder.pos_embedding" in theirs:
-        places = with_axes(theirs, "encoder.pos_embedding", 3)
+        places = with_axes(theirs, "encoder.pos_embedding", 3)[0]
         del theirs["encoder.pos_embedding"]
-        side = round((places.shape[1] - 1) ** 0.5)
-        if side * side + 1 != places.shape[1]:
-            raise InputError(
-                f"encoder.pos_embedding has {places.shape[1]} places, no square grid and a class token; "
-                "vitreous reads positions learned on square images"
-            )
-        ours["encoder.position.class_token"] = places[0, :1]
-        ours["encoder.position.table"] = places[0, 1:].unflatten(0, (side, side))
+        slot, table = split_places("encoder.pos_embedding", places, prefix=[1])
+        ours |= {"encoder.position.class_token": slot, "encoder.position.table": table}
     ours |= rename(theirs, (*inverse(OLD_RULES), *inverse(RULES)))
     return Foreign(
         tensors=ours,
@@ -89,7 +82,7 @@ def write(classifier: Classifier) -> Tensors:
     tensors = dict(classifier.state_dict())
     theirs: Tensors = {"class_token": tensors.pop("encoder.prefix")[None]}
     table, slot = tensors.pop("encoder.position.table"), tensors.pop("encoder.position.class_token")
-    theirs["encoder.pos_embedding"] = torch.cat([slot, table.flatten(0, 1)])[None]
+    theirs["encoder.pos_embedding"] = join_places(slot, table)
     for i in range(encoder.depth):
         for kind in ("weight", "bias"):
             attention = f"encoder.layers.encoder_layer_{i}.self_attention"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.errors import InputError
-from vitreous.position import EveryLayer, Learned, Learned2d, Position
+from vitreous.position import EveryLayer, Position, Trained
 from vitreous.relative import RelativeBias, RelativeKeys
 from vitreous.resampling import resample
 from vitreous.tokens import Encoder
@@ -45,10 +45,7 @@ def fit_encoder(config: ClassifierConfig, product: Product) -> Classifier:
         encoder = _adapted(encoder, source.encoder, target.encoder)
     check(encoder, classifier.encoder.state_dict(), model=name)
     classifier.encoder.load_state_dict(encoder)
-    pooling, ours = (
-        product.classifier.pooling.state_dict(),
-        classifier.pooling.state_dict(),
-    )
+    pooling, ours = product.classifier.pooling.state_dict(), classifier.pooling.state_dict()
     if pooling.keys() == ours.keys():
         check(pooling, ours, model=name)
         classifier.pooling.load_state_dict(pooling)
@@ -71,11 +68,11 @@ def _check_same_function(source: Encoder, target: Encoder, name: str) -> None:
 
 def _kind(position: Position) -> Position:
     """A position embedding without what a transplant can change."""
-    if isinstance(position, Learned | Learned2d):
+    if isinstance(position, Trained):
         return dataclasses.replace(position, class_token_slot=True, resampling="aligned_bilinear")
     if isinstance(position, RelativeBias):
         return dataclasses.replace(position, resampling="aligned_bilinear")
-    if isinstance(position, EveryLayer) and isinstance(position.kind, Learned | Learned2d):
+    if isinstance(position, EveryLayer) and isinstance(position.kind, Trained):
         return dataclasses.replace(position, kind=dataclasses.replace(position.kind, resampling="aligned_bilinear"))
     return position
 

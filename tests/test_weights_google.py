@@ -268,7 +268,7 @@ def test_what_googles_code_lacks_is_not_written(encoder, parts, lack):
 @pytest.mark.parametrize("head", [LinearHead(representation=8)])
 def test_a_resnet_with_more_than_a_linear_head_is_not_written(head):
     encoder = ResNetConfig(units=(1,), image_size=32)
-    with pytest.raises(InputError, match="BiT's code has no model with head=.*; write vitreous"):
+    with pytest.raises(InputError, match=r"BiT's code has no model with head=.*; write vitreous"):
         google.write(ClassifierConfig(encoder=encoder, pooling=Mean(), head=head, num_classes=3).build())
 
 

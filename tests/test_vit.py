@@ -232,6 +232,18 @@ def test_bfloat16_is_finite_and_near_float32():
 
 
 @pytest.mark.parametrize("position", variants(Position))
+@pytest.mark.parametrize("registers", [0, 2])
+def test_a_compiler_gets_the_whole_model_as_one_graph(position, registers):
+    encoder = tiny(position=position, num_registers=registers)
+    model = randomise(ClassifierConfig(encoder=encoder, num_classes=3).build())
+    images = random_images(2, 3, 32, 32)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # a break in the graph is an error
+    assert_close(compiled(images), model(images), atol=1e-6, rtol=0)
+    compiled(images).sum().backward()
+
+
+@pytest.mark.parametrize("position", variants(Position))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @torch.no_grad()
 def test_every_position_computes_in_the_type_of_the_weights(position, dtype):

@@ -86,6 +86,13 @@ def test_our_config_beside_a_file_of_another_name_still_wins(run, classifier):
     assert product.classes == CLASSES
 
 
+def test_a_config_of_another_model_beside_a_file_is_named_as_the_reason(run, classifier):
+    tensors = {name: tensor for name, tensor in to_timm(classifier).items() if not name.startswith("blocks.0")}
+    torch.save(tensors, run / "model" / "other.pt")
+    with pytest.raises(InputError, match=r"other\.pt, read with the config\.json beside it: these weights do not fit"):
+        open_model(str(run / "model" / "other.pt"))
+
+
 def test_a_config_that_is_not_about_the_file_is_no_help(classifier, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     torch.save(to_timm(classifier), tmp_path / "w.pt")

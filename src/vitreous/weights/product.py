@@ -116,7 +116,8 @@ def load_product(folder: Path, *, weights: str | None = None) -> Product:
     try:
         return _ours(document, tensors) if "vitreous" in document else _foreign(document, tensors)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        beside = f", read with the {CONFIG} beside it" if weights and (folder / CONFIG).is_file() else ""
+        raise InputError(f"{path}{beside}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{folder / CONFIG} lacks or misstates {error}; fetch or write it again") from error
 

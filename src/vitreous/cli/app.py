@@ -18,6 +18,17 @@ def whole(kind: type, tokens: Any) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=whole)]
+TrainedModel = Annotated[
+    str,
+    Parameter(help="A run, a model folder, a weights file, timm:NAME.TAG, hf:OWNER/NAME or google:DIRECTORY/NAME.npz."),
+]
+ClassNames = Annotated[
+    str | None,
+    Parameter(
+        help="A file with the model's class names, one a line in the order of its outputs, if the weights have none."
+    ),
+]
+Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, mps; by default the accelerator if there is one.")]
 
 app = App(
     name="vitreous",

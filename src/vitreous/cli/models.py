@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from vitreous.cli.app import Whole, app, print_json
+from vitreous.cli.app import TrainedModel, Whole, app, print_json
 from vitreous.errors import InputError, did_you_mean
 from vitreous.tables import table
 
@@ -146,7 +146,7 @@ def budget(
 
 @app.command
 def convert(
-    source: str,
+    source: TrainedModel,
     destination: str,
     /,
     *,
@@ -158,9 +158,6 @@ def convert(
 
     Parameters
     ----------
-    source
-        A run, a folder or file in any layout that vitreous reads, timm:NAME.TAG, hf:OWNER/NAME or
-        google:DIRECTORY/NAME.npz.
     destination
         A folder, which also gets the preprocessing and class names; or one file, .safetensors or .npz.
     to

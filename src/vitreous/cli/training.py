@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vitreous.cli.app import Whole, app, print_json
+from vitreous.cli.app import Device, Whole, app, print_json
 from vitreous.errors import InputError
 from vitreous.tables import figure_rows, table
 
@@ -25,7 +25,7 @@ def fit(
     out: str | None = None,
     allow_bad: bool = False,
     seed: Whole = 0,
-    device: str = "auto",
+    device: Device = "auto",
     dry_run: bool = False,
     json: bool = False,
 ) -> int:
@@ -39,7 +39,7 @@ def fit(
     val
         Other data to measure on; by default what DATA holds out as test or val, else a fifth of it.
     weights
-        Pre-trained weights to fine-tune: a run, a folder, a file, timm:NAME.TAG or hub:OWNER/NAME.
+        Pre-trained weights to fine-tune: a run, a folder, a file, timm:NAME.TAG, hf:OWNER/NAME or google:….
     model
         Size and patch, such as B/16, vit_small_patch16_224 or 128x6/4; by default chosen.
     image_size
@@ -52,8 +52,6 @@ def fit(
         Go on although more than 1 % of the files cannot be read.
     seed
         Source of every random choice.
-    device
-        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
     dry_run
         Look and plan, then stop.
     json
@@ -91,7 +89,7 @@ def train(
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: str | None = None,
     minutes: float | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     dry_run: bool = False,
     json: bool = False,
 ) -> int:
@@ -107,8 +105,6 @@ def train(
         The run's folder; by default a new one under runs/.
     minutes
         Stop after this time, saved, with exit code 75; the same command goes on.
-    device
-        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
     dry_run
         Print every field of the run, what data and model they name, then stop.
     json

@@ -3,19 +3,19 @@
 import json as jsonlib
 from pathlib import Path
 
-from vitreous.cli.app import Whole, app, print_json
+from vitreous.cli.app import ClassNames, Device, TrainedModel, Whole, app, print_json
 from vitreous.errors import InputError
 from vitreous.tables import class_rows, confusion_rows, figure_rows, table
 
 
 @app.command
 def evaluate(
-    model: str,
+    model: TrainedModel,
     data: str,
     /,
     *,
-    classes: str | None = None,
-    device: str = "auto",
+    classes: ClassNames = None,
+    device: Device = "auto",
     out: str | None = None,
     json: bool = False,
 ) -> int:
@@ -23,14 +23,8 @@ def evaluate(
 
     Parameters
     ----------
-    model
-        A run, a product folder, a weights file, timm:NAME.TAG or hub:OWNER/NAME.
     data
         Labelled images, as for fit; of several splits test counts, else val. Classes are matched by name.
-    classes
-        A file with the model's class names, one a line in the order of its outputs, if the weights have none.
-    device
-        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
     out
         Write what the model says of every image into this CSV file.
     json
@@ -77,32 +71,28 @@ def evaluate(
 
 @app.command
 def predict(
-    model: str,
+    model: TrainedModel,
     images: str,
     /,
     *more: str,
     top: Whole = 5,
-    classes: str | None = None,
+    classes: ClassNames = None,
     out: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Name what is in images.
 
     Parameters
     ----------
-    model
-        A run, a product folder, a weights file, timm:NAME.TAG or hub:OWNER/NAME.
     images
         Image files, or folders of them.
+    more
+        More of them.
     top
         Classes to name for each image.
-    classes
-        A file with the model's class names, one a line in the order of its outputs, if the weights have none.
     out
         Write a table into this file: .csv, .jsonl or .parquet.
-    device
-        cpu, cuda, cuda:1, mps; by default the accelerator if there is one.
     json
         Print one JSON object a line instead of a table.
     """

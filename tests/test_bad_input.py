@@ -441,3 +441,23 @@ def test_files_of_a_run_that_were_edited(file, text, message, vitreous, trained,
     answers = [vitreous("report", folder), vitreous("evaluate", folder, photos)]
     assert all(answer.code in (0, 2) for answer in answers)
     assert message in "".join(answer.err for answer in answers)
+
+
+def test_a_run_that_could_not_begin_leaves_its_folder_free(vitreous):
+    words = ("train", "smoke", "--steps", "1", "--model.class_token", "false", "--out", "run")
+    answer = vitreous(*words)
+    assert answer.code == 2
+    assert "pool with Mean()" in answer.err
+    assert not Path("run").exists()
+    assert vitreous(*words, "--objective.pooling", "Mean").code == 0
+
+
+@pytest.mark.parametrize("head", ["--model.class_token false", "--objective.pooling ClassAndDistillation"])
+def test_parts_that_do_not_go_together_are_said_by_a_dry_run(head, vitreous):
+    answer = vitreous("train", "smoke", *head.split(), "--dry-run")
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+
+
+def test_a_year_is_enough(fit, photos):
+    assert "--minutes must be above 0 and at most 527,040 (a year), got 1e+308" in fit(photos, "--minutes", "1e308").err

@@ -219,11 +219,23 @@ def test_layer_scale_starts_where_it_is_told():
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
     residual = Residual(tiny(), 0.25).train()
-    branch = residual(torch.zeros(20_000, 2, 3), torch.ones(20_000, 2, 3))
+    branch = residual(torch.zeros(20_000, 2, 3), torch.ones(20_000, 2, 3), NOWHERE)
     per_image = branch.flatten(1)
     assert (per_image == per_image[:, :1]).all()
     assert_close(per_image[:, 0].unique(), torch.tensor([0, 4 / 3]))
     assert per_image.mean().item() == pytest.approx(1, abs=0.02)  # 5 standard errors
+
+
+def test_drop_path_drops_whole_images_of_axial_blocks():
+    torch.manual_seed(0)
+    built = randomise(Axial().build(tiny(), drop_path=0.5)).train()
+    for block in (built.rows, built.columns):
+        for layer in (block.attention.out, block.mlp.down):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.ones_(layer.bias)
+    added = built(torch.zeros(200, 6, 32), Where(grid=(2, 3)))
+    assert (added == added[:, :1, :1]).all()
+    assert_close(added[:, 0, 0].unique(), torch.arange(5.0) * 2)  # none to all four branches, each twice as large
 
 
 @pytest.mark.parametrize("block", [PreNorm(), BranchNorm(), Parallel()])

@@ -136,3 +136,9 @@ def test_it_learns_one_batch_by_heart(encoder, pooling):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize("number", [0, -3])
+def test_a_classifier_tells_at_least_one_class(number):
+    with pytest.raises(InputError, match=f"num_classes is {number}; it must be 1 or more"):
+        ClassifierConfig(num_classes=number)

@@ -473,3 +473,18 @@ def test_a_layout_that_nobody_has_is_one_line(trained, vitreous, tmp_path):
     assert answer.code == 2
     assert "choose one of vitreous, timm, hf, torchvision, google" in answer.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_while_the_commands_are_imported_is_one_line():
+    code = "import sys; sys.modules['cyclopts'] = None; import vitreous.cli as c\n"
+    code += "class Stop:\n def find_spec(self, name, *_):\n  if name == 'vitreous.cli.exit': raise KeyboardInterrupt\n"
+    code += "sys.meta_path.insert(0, Stop()); c.main([])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "vitreous: stopped before anything was done\n")
+
+
+def test_capital_and_small_g_are_two_models(vitreous):
+    lines = [vitreous("models", name).out.splitlines() for name in ("G/14", "g/14")]
+    assert [len(said) for said in lines] == [len(vitreous("models", "H/14").out.splitlines())] * 2
+    assert "gigantic" in lines[0][1]
+    assert "giant_" in lines[1][1]

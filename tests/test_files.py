@@ -6,13 +6,31 @@ import os
 import pytest
 
 from vitreous.errors import InputError
-from vitreous.files import csv_text, write_bytes, write_text, writing
+from vitreous.files import csv_text, write_bytes, write_folder, write_text, writing
 
 
 def test_what_is_written_is_there_and_nothing_beside_it(tmp_path):
     write_bytes(tmp_path / "a" / "b" / "x.bin", b"\0\1")
     assert (tmp_path / "a" / "b" / "x.bin").read_bytes() == b"\0\1"
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["x.bin"]
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "there")
+    (tmp_path / "file").symlink_to(tmp_path / "there" / "x")  # which is not there yet
+    write_bytes(tmp_path / "file", b"1")
+    assert (tmp_path / "there" / "x").read_bytes() == b"1"
+    write_folder(tmp_path / "folder", {"y": b"2"})
+    assert (tmp_path / "there" / "y").read_bytes() == b"2"
+    assert (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"there", "folder", "file"}
+
+
+def test_a_folder_may_have_as_long_a_name_as_the_system_allows(tmp_path):
+    write_folder(tmp_path / ("n" * 250), {"x": b"1"})
+    assert (tmp_path / ("n" * 250) / "x").read_bytes() == b"1"
 
 
 def test_text_is_utf8_and_odd_bytes_survive(tmp_path):
@@ -51,6 +69,8 @@ def test_the_data_is_on_disk_before_its_name(tmp_path, monkeypatch):
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "quota"),
         (errno.EROFS, "read-only"),
+        (errno.EFBIG, "larger than a file may be"),
+        (errno.EBUSY, "mounted there"),
         (errno.EACCES, "you may not write there"),
     ],
 )

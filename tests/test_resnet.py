@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from references import random_images, randomise
 from vitreous.errors import InputError
-from vitreous.resnet import Epsilons, ResNetConfig, StandardisedConv, pad_same
+from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem, StandardisedConv, pad_same
 from vitreous.variants import encoder
 
 TIMM = {"variance_eps": 1e-8, "norm_eps": 1e-5}
@@ -183,3 +183,12 @@ def test_a_resnet_has_no_prefix_and_takes_any_size():
 def test_a_resnet_that_cannot_be_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         ResNetConfig(**changes)
+
+
+def test_a_filter_without_deviation_has_a_gradient():
+    stem = ResNetStem(units=(1,)).build(channels=3, width=8, patch_size=4)
+    stem.init_weights()
+    with torch.no_grad():
+        stem.root.weight[0] = 0.5
+    stem(random_images(1, 3, 32, 32)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in stem.parameters())

@@ -6,8 +6,10 @@ import torch
 
 from google_reference import bit_forward, vit_jax_forward
 from vitreous import selftest
+from vitreous.data.views import EvalView
 from vitreous.selftest import LOGITS, Check, formula_images, formula_model
-from vitreous.weights import google
+from vitreous.weights import Product, google, save_product
+from vitreous.weights.product import safetensors_bytes
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,56 @@ def test_a_model_is_held_against_the_logits_saved_with_it(trained, vitreous, tmp
     answer = vitreous("selftest", copy)
     assert answer.code == 1
     assert "DOES NOT HOLD" in answer.out.splitlines()[-1]
+
+
+def saved(folder, classifier, *, headless=False):
+    product = Product(classifier, EvalView(image_size=32), extra={"headless": True} if headless else {})
+    save_product(folder, product)
+    return product
+
+
+def last_check(folder):
+    return list(selftest.selftest(str(folder)))[-1]
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_noise_in_an_encoder_is_noticed_with_and_without_a_head(headless, tmp_path):
+    product = saved(tmp_path / "model", formula_model("ViT"), headless=headless)
+    assert last_check(tmp_path / "model").holds
+    torch.nn.init.normal_(product.classifier.get_parameter("encoder.blocks.0.mlp.up.weight"))
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(safetensors_bytes(product.classifier.state_dict()))
+    found = last_check(tmp_path / "model")
+    assert found.name.startswith("features of" if headless else "logits of")
+    assert found.holds is False
+
+
+def test_a_logit_that_is_no_number_does_not_hold(tmp_path):
+    classifier = formula_model("ViT")
+    saved(tmp_path / "model", classifier)
+    with torch.no_grad():
+        classifier.get_parameter("head.linear.bias")[1] = float("nan")
+    (tmp_path / "model" / "model.safetensors").write_bytes(safetensors_bytes(classifier.state_dict()))
+    assert last_check(tmp_path / "model").holds is False
+
+
+@pytest.mark.parametrize("golden", [{}, [1.0], {"logits": [1.0]}, {"logits": "many"}, {"logits": None}])
+def test_saved_logits_that_are_damaged_do_not_hold(golden, tmp_path):
+    saved(tmp_path / "model", formula_model("ViT"))
+    path = tmp_path / "model" / "config.json"
+    document = json.loads(path.read_text())
+    document["vitreous"]["golden"] = golden
+    path.write_text(json.dumps(document))
+    assert last_check(tmp_path / "model").holds is False
+
+
+def test_a_model_without_saved_logits_is_not_checked(vitreous, tmp_path):
+    tensors = formula_model("ViT").state_dict()
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    assert last_check(tmp_path / "model.safetensors").holds is None
+    answer = vitreous("selftest", tmp_path / "model.safetensors")
+    assert answer.code == 0
+    assert answer.out.splitlines()[-1].endswith("not checked")
 
 
 def test_what_does_not_hold_ends_with_1(vitreous, monkeypatch):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from references import randomise, same_tensors, tiny
-from vitreous.block import Parallel
+from vitreous.block import BranchNorm, Parallel
 from vitreous.classifier import ClassifierConfig
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
-from vitreous.feed_forward import GELU, SwiGLU
+from vitreous.feed_forward import GELU, QuickGELU, SwiGLU
 from vitreous.pooling import AttentionPool, Mean
 from vitreous.position import NoPosition, RoPE2d
 from vitreous.resnet import ResNetConfig, ResNetStem
@@ -63,7 +63,46 @@ def test_a_single_file_has_the_tensors_bit_for_bit(layout, source, tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     again = open_model(str(path))
     assert same_tensors(again.classifier.state_dict(), original.classifier.state_dict())
-    assert again.classes is None
+    if layout != "google":
+        assert again.classifier.config == original.classifier.config
+        assert (again.view, again.classes, again.golden) == (original.view, original.classes, original.golden)
+
+
+SILENT = {
+    "norm behind layers": product(tiny(block=BranchNorm())),
+    "mean": product(ONE_HEAD, pooling=Mean()),
+    "epsilon": product(tiny(norm_eps=0.1)),
+    "QuickGELU": product(tiny(feed_forward=QuickGELU())),
+    "padded": product(tiny(pad=True, image_size=36)),
+}
+
+
+@pytest.mark.parametrize("model", SILENT.values(), ids=SILENT)
+def test_a_single_file_of_ours_tells_also_what_no_tensor_does(model, tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "vit_small_patch16_224"}')  # of something else
+    write(model, tmp_path / "model.safetensors", to="vitreous")
+    assert open_model(str(tmp_path / "model.safetensors")).classifier.config == model.classifier.config
+    assert verify(model, tmp_path / "model.safetensors").difference == 0.0
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (product(tiny(feed_forward=GELU())), ["feed_forward=GELU(tanh=False)"]),
+        (product(tiny(feed_forward=GELU(tanh=True))), []),
+        (product(ResNetConfig(units=(1,), image_size=32, norm_eps=1e-6), pooling=Mean()), ["norm=1e-06"]),
+        (product(tiny(stem=ResNetStem(units=(1, 1), norm_eps=1e-5))), ["GELU(tanh=False), Epsilons(norm=1e-05"]),
+    ],
+    ids=["erf", "tanh", "ResNet", "hybrid"],
+)
+def test_a_file_of_googles_that_forgets_something_says_so(model, said, tmp_path):
+    save_product(tmp_path / "source", model)
+    lines: list[str] = []
+    convert(str(tmp_path / "source"), tmp_path / "folder", to="google", progress=lines.append)
+    assert lines == []
+    convert(str(tmp_path / "source"), tmp_path / "model.npz", to="google", progress=lines.append)
+    assert len(lines) == len(said)
+    assert all("model.npz alone does not tell" in line and words in line for line, words in zip(lines, said))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -93,6 +132,7 @@ BEYOND = {
     "another epsilon": (product(tiny(norm_eps=1e-12)), {"vitreous", "hf"}),
     "tanh GELU": (product(tiny(feed_forward=GELU(tanh=True))), {"vitreous", "timm", "hf", "google"}),
     "oblong": (product(tiny(image_size=(32, 48))), {"vitreous", "timm", "hf"}),
+    "padded": (product(tiny(pad=True, image_size=36)), {"vitreous"}),
 }
 
 
@@ -187,6 +227,29 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(layout, source, tmp_
         with pytest.raises(InputError, match=r"cannot write .*photos: it has other things in it \(cat\.jpg\); give"):
             convert(str(source), name, to=layout)
     assert (photos / "cat.jpg").read_bytes() == b"irreplaceable"
+
+
+def test_the_model_of_a_run_is_never_replaced(source, tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run/model: it is the model of a run; give another name"):
+        convert(str(source), tmp_path / "run" / "model")
+
+
+@pytest.mark.parametrize("place", [".", "..", ""])
+def test_the_folder_one_is_in_is_never_replaced(place, source, tmp_path, monkeypatch):
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deep")
+    with pytest.raises(InputError, match="you are in that folder; give another name|it has other things in it"):
+        convert(str(source), Path(place))
+    assert Path.cwd() == tmp_path / "here" / "deep"
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.bin", "model.SAFETENSORS", "model.NPZ"])
+def test_a_name_of_a_file_that_is_not_written_is_no_folder(name, source, tmp_path):
+    with pytest.raises(InputError, match=r"the timm layout is written as \.safetensors, or as a folder"):
+        convert(str(source), tmp_path / name, to="timm")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
 def test_an_empty_folder_or_an_older_copy_is_replaced(source, tmp_path):

@@ -190,6 +190,16 @@ def test_a_missing_part_of_attention_is_named(part, kind, load):
     assert "\n" not in str(error.value)
 
 
+def test_an_old_big_vision_file_has_the_place_of_the_class_token_on_top(load):
+    tree = dict(FILES["original"][0])
+    expected = load(dict(tree)).classifier.state_dict()
+    for name in list(tree):  # flax's names of today
+        renamed = name.replace("LayerNorm_2", "LayerNorm_1").replace("MlpBlock_3", "MlpBlock_0")
+        tree[renamed.replace("DotProductAttention_1", "DotProductAttention_0")] = tree.pop(name)
+    tree["pos_embedding"] = tree.pop("Transformer/posembed_input/pos_embedding")
+    assert same_tensors(load(tree).classifier.state_dict(), expected)
+
+
 def test_heads_that_were_swapped_with_channels_are_noticed(load):
     tree = dict(FILES["original"][0])
     name = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/key/bias"
@@ -202,7 +212,7 @@ def test_positions_of_an_oblong_image_are_refused(load):
     tree = dict(FILES["original"][0])
     tree["Transformer/posembed_input/pos_embedding"] = np.zeros((1, 13, 32), np.float32)
     with pytest.raises(
-        InputError, match=r"pos_embedding has 13 places, no square grid of patches after 1 of other tokens"
+        InputError, match=r"pos_embedding has 13 places, no square grid of patches after 1 or 0 of other tokens"
     ):
         load(tree)
 

@@ -20,13 +20,12 @@ from vitreous.feed_forward import GELU, QuickGELU, SwiGLU
 from vitreous.head import LinearHead
 from vitreous.pooling import Mean
 from vitreous.position import Learned, RoPE2d
-from vitreous.resnet import ResNetStem
+from vitreous.resnet import TIMM, ResNetStem
 from vitreous.weights import huggingface, layouts
 from vitreous.weights.convert import write
 from vitreous.weights.huggingface import BEFORE_5, HYBRID_RULES, RULES
 from vitreous.weights.mapping import rename
 from vitreous.weights.product import Product, load_product
-from vitreous.weights.timm import RESNET_EPSILONS
 
 IMAGES = random_images(2, 3, 32, 32)
 SHAPE: dict[str, Any] = {
@@ -112,9 +111,9 @@ def test_what_masked_pre_training_needs_stays_behind():
 @torch.no_grad()
 def test_a_hybrid_of_version_4_computes_what_transformers_bit_and_vit_compute():
     eps = {
-        "norm_eps": RESNET_EPSILONS.norm,
-        "variance_eps": RESNET_EPSILONS.variance,
-        "deviation_eps": RESNET_EPSILONS.deviation,
+        "norm_eps": TIMM.norm,
+        "variance_eps": TIMM.variance,
+        "deviation_eps": TIMM.deviation,
     }
     position = Learned(resampling="bicubic")
     encoder = tiny(stem=ResNetStem(units=(1, 2), **eps), image_size=48, norm_eps=1e-12, position=position)
@@ -179,6 +178,34 @@ def test_a_config_of_another_model_is_noticed():
         InputError, match=r"position_embeddings has 17 places, no grid of 2 x 2 patches after 1 of other tokens"
     ):
         read(theirs().state_dict(), {"image_size": 32, "patch_size": 16})
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"do_rescale": False}, "do_rescale false"),
+        ({"resample": 4}, "the filter 4"),
+        ({"size": {"shortest_edge": 32}}, "a size of the shortest edge and no crop"),
+        (
+            {"size": {"height": 40, "width": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+            "a resize to a square and then a crop",
+        ),
+    ],
+)
+def test_a_preparation_that_no_view_does_is_refused(said, message):
+    with pytest.raises(InputError, match=rf"preprocessor_config\.json has {message}, which vitreous cannot do"):
+        read(theirs().state_dict(), {"preprocessor_config.json": said})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"patch_size": 0}, {"layer_norm_eps": "a"}, {"num_attention_heads": "4"}, {"num_attention_heads": 0}],
+    ids=str,
+)
+def test_a_config_with_a_value_that_cannot_be_is_one_line(document):
+    with pytest.raises(InputError) as error:
+        read(theirs().state_dict(), document)
+    assert "\n" not in str(error.value)
 
 
 def test_without_a_config_what_it_would_say_is_assumed(tmp_path):

@@ -185,6 +185,14 @@ def test_tensors_of_something_else_are_refused():
         infer(Foreign(tensors={"encoder.stem.weight": torch.zeros(1, 1, 1, 1), "encoder.prefix": torch.zeros(1)}))
 
 
+@pytest.mark.parametrize("number", ["99999999", "9" * 30, "3"])
+def test_a_block_far_behind_the_others_is_refused_at_once(number):
+    tensors = config().build().state_dict()
+    tensors[f"encoder.blocks.{number}.norm1.weight"] = tensors["encoder.norm.weight"]
+    with pytest.raises(InputError, match=rf"these tensors have none of block 2, but of block {number}"):
+        read(tensors)
+
+
 def test_a_block_without_a_number_is_refused():
     tensors = config().build().state_dict()
     tensors["encoder.blocks.one.norm1.weight"] = tensors["encoder.norm.weight"]

@@ -1,11 +1,21 @@
 import pytest
 import torch
 
-from references import randomise, tiny
+from references import randomise, same_tensors, tiny
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
 from vitreous.weights import dino, google, huggingface, timm_tensors, torchvision
-from vitreous.weights.mapping import check, instantiate, inverse, joined, rename, shape, with_axes
+from vitreous.weights.mapping import (
+    check,
+    instantiate,
+    inverse,
+    join_parts,
+    joined,
+    rename,
+    shape,
+    split_parts,
+    with_axes,
+)
 
 X = torch.zeros(1)
 
@@ -91,3 +101,44 @@ def test_a_tensor_with_too_few_axes_is_named():
 
 def test_a_shape_is_written_as_people_write_it():
     assert [shape(torch.zeros(sizes)) for sizes in ((2, 3, 4), (5,), ())] == ["2 x 3 x 4", "5", "scalar"]
+
+
+def test_two_tensors_of_one_name_are_refused():
+    with pytest.raises(
+        InputError, match=r"^b\.x and a\.x are the same part of a model; keep the one that was trained$"
+    ):
+        rename({"b.x": X, "a.x": X}, (("a", "b"),))
+
+
+@pytest.mark.parametrize("kinds", [("weight", "bias"), ("weight",), ()])
+def test_parts_are_joined_and_split_again(kinds):
+    tensors = {f"m.{part}.{kind}": torch.randn(2, 3) for kind in kinds for part in ("query", "key")}
+    together = dict(tensors)
+    join_parts(together, "m", parts=("query", "key"), layer="both")
+    assert together.keys() == {f"m.both.{kind}" for kind in kinds}
+    split_parts(together, "m", layer="both", parts=("query", "key"))
+    assert same_tensors(together, tensors)
+
+
+def test_a_part_that_is_missing_is_named():
+    with pytest.raises(InputError, match=r"^m\.key\.weight is missing; fetch the weights again$"):
+        join_parts({"m.query.weight": X}, "m", parts=("query", "key"), layer="both")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_named(number):
+    config = ClassifierConfig(encoder=tiny())
+    tensors = config.build().state_dict()
+    tensors["head.linear.bias"][7] = number
+    with pytest.raises(InputError, match=r"^head\.linear\.bias holds numbers that are not finite"):
+        instantiate(config, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_whole_numbers_are_no_weights(dtype):
+    config = ClassifierConfig(encoder=tiny())
+    tensors = config.build().state_dict()
+    tensors["head.linear.weight"] = tensors["head.linear.weight"].to(dtype)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(InputError, match=rf"^head\.linear\.weight holds numbers of {kind}, no weights"):
+        instantiate(config, tensors)

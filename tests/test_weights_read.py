@@ -1,4 +1,5 @@
 import argparse
+import json
 import pickle
 import subprocess
 
@@ -31,6 +32,12 @@ def test_a_prefix_before_every_name_is_taken_off(prefix, suffix, tmp_path):
 def test_a_training_checkpoint_is_unwrapped(wrap, tmp_path):
     torch.save(wrap(TENSORS), tmp_path / "x.pth")
     assert same(read_tensors(tmp_path / "x.pth"))
+
+
+def test_the_options_of_a_training_do_no_harm(tmp_path):
+    options = argparse.Namespace(lr=0.1, name="dino")
+    torch.save({"teacher": TENSORS, "student": TENSORS, "args": options, "epoch": 3}, tmp_path / "c.pth")
+    assert read_tensors(tmp_path / "c.pth").keys() == TENSORS.keys()
 
 
 def test_averaged_weights_are_preferred(tmp_path):
@@ -90,7 +97,7 @@ class Harmful:
         return subprocess.check_call, (["touch", "harm"],)
 
 
-@pytest.mark.parametrize("thing", [Harmful(), {"model": TENSORS, "args": argparse.Namespace(lr=1)}])
+@pytest.mark.parametrize("thing", [Harmful(), {"model": TENSORS, "args": argparse.Namespace(lr=Harmful())}])
 def test_a_pickle_that_needs_code_is_refused_unread(thing, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(thing, "x.pth")
@@ -124,6 +131,42 @@ def test_a_checkpoint_without_tensors_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "x.pt")
     with pytest.raises(InputError, match="no tensors"):
         read_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.zeros(2, 2).to_sparse(), "sparse or complex"),
+        (torch.zeros(2, dtype=torch.complex64), "sparse or complex"),
+        (torch.zeros(2, device="meta"), "without values"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "quantised"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_named(tensor, kind, tmp_path):
+    torch.save({"a.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=rf"x\.pth: a\.weight is {kind}; save it as plain floating-point numbers"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_a_checkpoint_inside_itself_is_left_at_some_point(tmp_path):
+    found: dict = dict(TENSORS)
+    found["state_dict"] = found
+    torch.save(found, tmp_path / "x.pth")
+    assert read_tensors(tmp_path / "x.pth").keys() == TENSORS.keys()
+
+
+def test_an_index_of_itself_is_no_index(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}))
+    with pytest.raises(InputError, match="names no files beside it"):
+        read_tensors(index)
+
+
+def test_a_plain_pickle_is_refused_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(Harmful(), protocol=4))
+    with pytest.raises(InputError, match="would run code"):
+        read_tensors(tmp_path / "x.pth")
+    assert not recwarn
 
 
 def test_a_config_that_is_a_list_is_refused(tmp_path):

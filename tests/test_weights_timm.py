@@ -10,12 +10,12 @@ from references import difference, epsilons, random_images, randomise, read, sam
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
 from vitreous.feed_forward import GELU
+from vitreous.head import LinearHead
 from vitreous.pooling import AttentionPool, Mean
 from vitreous.position import NoPosition
 from vitreous.relative import RelativeBias
-from vitreous.resnet import ResNetStem
+from vitreous.resnet import TIMM, ResNetStem
 from vitreous.weights import layouts
-from vitreous.weights.timm import RESNET_EPSILONS
 from vitreous.weights.timm import read as read_timm
 from vitreous.weights.timm_config import describe
 from vitreous.weights.timm_tensors import to_timm
@@ -143,9 +143,9 @@ MODELS: dict[str, ClassifierConfig] = {
         encoder=tiny(
             stem=ResNetStem(
                 units=(3, 4, 9),
-                norm_eps=RESNET_EPSILONS.norm,
-                variance_eps=RESNET_EPSILONS.variance,
-                deviation_eps=RESNET_EPSILONS.deviation,
+                norm_eps=TIMM.norm,
+                variance_eps=TIMM.variance,
+                deviation_eps=TIMM.deviation,
             ),
             patch_size=16,
         ),
@@ -250,6 +250,47 @@ def test_positions_of_an_oblong_grid_are_refused(name, arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"fc_norm": True, "global_pool": "token"}),
+        ("vit_tiny_patch16_224", {"fc_norm": True, "global_pool": "avg"}),
+        ("vit_small_patch16_dinov3", {"rope_temperature": 10.0}),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_arguments_that_change_the_function_are_read(name, arguments):
+    theirs = randomise(timm.create_model(name, depth=2, **arguments))
+    ours = read(theirs.state_dict(), {"architecture": name, "model_args": arguments})
+    images = random_images(1, 3, *ours.config.encoder.image_shape)
+    answers = ours.features(images) if name.endswith("dinov3") else ours(images)
+    assert difference(answers, theirs(images)) < 1e-5
+
+
+def test_two_norms_of_pooling_are_refused():
+    arguments = {"fc_norm": True, "global_pool": "map", "class_token": False}
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1, **arguments)
+    with pytest.raises(InputError, match=r"attn_pool\.norm\.weight and fc_norm\.weight|fc_norm\.weight and attn_pool"):
+        read(theirs.state_dict(), {"architecture": "vit_tiny_patch16_224", "model_args": arguments})
+
+
+def test_a_config_of_another_head_is_refused():
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=7)
+    with pytest.raises(InputError, match="the head scores 7 classes, but config.json says num_classes 10"):
+        read(theirs.state_dict(), {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
+
+
+def test_an_old_representation_layer_is_read():
+    classifier = randomise(ClassifierConfig(encoder=tiny(), head=LinearHead(representation=8), num_classes=3).build())
+    tensors = to_timm(classifier)
+    assert {name for name in tensors if name.startswith("pre_logits")} == {"pre_logits.fc.weight", "pre_logits.fc.bias"}
+    assert same_tensors(
+        read(tensors, {"architecture": "vit_tiny_patch16_224", "model_args": {"num_heads": 4}}).state_dict(),
+        classifier.state_dict(),
+    )
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"act_layer": "relu"}, "act_layer=relu"),
@@ -258,6 +299,8 @@ def test_positions_of_an_oblong_grid_are_refused(name, arguments, message):
         ({"mlp_layer": "swiglu"}, "mlp_layer=swiglu"),
         ({"attn_layer": "diff"}, "attn_layer=diff"),
         ({"global_pool": "avgmax"}, "pool by 'avgmax'"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix=True"),
+        ({"scale_mlp_norm": True}, "scale_mlp_norm=True"),
     ],
 )
 def test_arguments_that_change_the_function_without_a_trace_are_refused(arguments, message):

@@ -84,6 +84,7 @@ def test_relative_keys_fit_the_grid_they_were_trained_on_alone():
     [
         (RelativeBias(resampling="antialiased_bicubic"), RelativeBias()),
         (EveryLayer(kind=Learned(resampling="bicubic")), EveryLayer()),
+        (EveryLayer(kind=Learned2d(resampling="bicubic"), shared=True), EveryLayer(kind=Learned2d(), shared=True)),
         (Learned(resampling="bicubic"), Learned()),
         (Learned2d(resampling="bicubic"), Learned2d()),
     ],
@@ -99,6 +100,17 @@ def test_what_layers_know_of_a_class_token_goes_with_it(position):
     source = trained(position=position, num_registers=1)
     fitted = fit_encoder(target(position=position, class_token=False, num_registers=1), source)
     assert not any("class_token" in name for name in fitted.encoder.state_dict())
+
+
+def test_a_norm_that_stood_before_pooling_may_stand_after_it():
+    source = trained()
+    fitted = fit_encoder(target(final_norm=False, pooling=Mean(norm=True)), source)
+    assert fitted.encoder.state_dict().keys() == source.classifier.encoder.state_dict().keys() - {
+        "norm.weight",
+        "norm.bias",
+    }
+    with pytest.raises(InputError, match="trained with final_norm False, not True"):
+        fit_encoder(target(), trained(final_norm=False))
 
 
 def test_a_resnet_is_the_trained_one_whatever_the_image_size():

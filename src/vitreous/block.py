@@ -106,11 +106,12 @@ class Residual(nn.Module):
         self.initial, self.drop = config.layer_scale, drop
         self.scale = None if config.layer_scale is None else nn.Parameter(torch.empty(config.width))
 
-    def forward(self, x: Sequence, branch: Sequence) -> Sequence:
+    def forward(self, x: Sequence, branch: Sequence, where: Where) -> Sequence:
         if self.scale is not None:
             branch = branch * self.scale
         if self.training and self.drop > 0:
-            kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop
+            kept = torch.rand(x.shape[0] // where.lines, 1, 1, device=x.device) >= self.drop
+            kept = kept.repeat_interleave(where.lines, dim=0)
             branch = branch * (kept / (1 - self.drop)).to(branch.dtype)
         return x + branch
 
@@ -145,8 +146,8 @@ class PreNormBlock(nn.Module):
         self.residual2 = Residual(config, drop_path)
 
     def forward(self, x: Sequence, where: Where) -> Sequence:
-        x = self.residual1(x, self.attention(self.norm1(x), where))
-        return self.residual2(x, self.mlp(self.norm2(x)))
+        x = self.residual1(x, self.attention(self.norm1(x), where), where)
+        return self.residual2(x, self.mlp(self.norm2(x)), where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +162,8 @@ class BranchNormBlock(PreNormBlock):
     """x + norm(attention(x)), then x + norm(mlp(x))."""
 
     def forward(self, x: Sequence, where: Where) -> Sequence:
-        x = self.residual1(x, self.norm1(self.attention(x, where)))
-        return self.residual2(x, self.norm2(self.mlp(x)))
+        x = self.residual1(x, self.norm1(self.attention(x, where)), where)
+        return self.residual2(x, self.norm2(self.mlp(x)), where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Sequence, where: Where) -> Sequence:
         y = self.norm(x)
-        return self.residual(x, self.attention(y, where) + self.mlp(y))
+        return self.residual(x, self.attention(y, where) + self.mlp(y), where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,7 @@ class AxialBlock(nn.Module):
 
         for block, columns in ((self.rows, False), (self.columns, True)):
             rotation = where.rotation and tuple(lines(part, columns=columns) for part in where.rotation)
-            y = block(lines(x, columns=columns), replace(where, rotation=rotation))
+            y = block(lines(x, columns=columns), replace(where, rotation=rotation, lines=where.grid[columns]))
             grid = y.unflatten(0, (batch, -1))
             x = (grid.transpose(1, 2) if columns else grid).flatten(1, 2)
         return x

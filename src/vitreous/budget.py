@@ -12,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.classifier import Classifier, ClassifierConfig
+from vitreous.errors import InputError
 from vitreous.pooling import ClassToken, Mean
 from vitreous.tokens import Encoder
+from vitreous.variants import title
 from vitreous.vit import ViTConfig
 
 
@@ -110,11 +112,20 @@ def memory(
 
 
 def _of_depth(config: ClassifierConfig, count: Callable[[ClassifierConfig], tuple[int, ...]]) -> tuple[int, ...]:
-    """What `count` says of `config`; of a ViT, from one block and two, since its blocks are alike."""
+    """What `count` says of `config`; of a ViT, from one block and two, since its blocks are alike.
+
+    Raises:
+        InputError: if torch cannot count so far.
+    """
     encoder = config.encoder
-    if not isinstance(encoder, ViTConfig) or encoder.depth < 3:
-        return count(config)
-    one, two = (count(replace(config, encoder=replace(encoder, depth=depth))) for depth in (1, 2))
+    try:
+        if not isinstance(encoder, ViTConfig) or encoder.depth < 3:
+            return count(config)
+        one, two = (count(replace(config, encoder=replace(encoder, depth=depth))) for depth in (1, 2))
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise InputError(f"{title(encoder)} for {config.num_classes:,} classes is too large to be counted") from error
     return tuple(first + (encoder.depth - 1) * (second - first) for first, second in zip(one, two))
 
 

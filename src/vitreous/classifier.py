@@ -1,11 +1,12 @@
 """A classifier: encoder, pooling and head. What is fine-tuned, measured, shipped and served."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitreous.config import Config
+from vitreous.config import Config, check_ranges
 from vitreous.errors import InputError
 from vitreous.head import DistilledHead, Head, LinearHead
 from vitreous.pooling import ClassAndDistillation, ClassToken, Pooling
@@ -27,6 +28,7 @@ class ClassifierConfig(Config):
     """Classes told apart."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, num_classes=(1, math.inf))
         if isinstance(self.head, DistilledHead) and not isinstance(self.pooling, ClassAndDistillation):
             raise InputError("a DistilledHead scores two tokens; set pooling to ClassAndDistillation")
 

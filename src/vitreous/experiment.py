@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vitreous import distributed
 from vitreous.budget import cost, plain_classifier
@@ -58,11 +59,13 @@ def preview(run: Run) -> dict[str, str]:
     """What `run` would do, from names and shapes alone: data, model, length, in words.
 
     Raises:
-        InputError: if the data are not there.
+        InputError: if the data are not there, or the parts of the run do not go together.
     """
     splits = open_data(run.data.path, val=run.data.val).named()
     classes = splits["train"].classes
     spent = cost(plain_classifier(run.model, num_classes=len(classes)))
+    with torch.device("meta"):
+        run.objective.build(run.model, num_classes=len(classes))  # its parts must go together
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
     batch_size = min(run.batch_size, len(splits["train"]))
     passes = run.steps * batch_size / len(splits["train"])
@@ -161,6 +164,7 @@ def carry_out(
         Stopped: if it stopped early; the same call goes on.
         InputError: if `folder` holds another run, or its data have changed.
     """
+    fresh = not folder.exists()
     record = begin(run, folder, prepared=prepared, world=world, details=details or {})
     if world.device.type == "cpu":  # another number of threads would sum in another order
         world = distributed.start(device="cpu", threads=min(record.get("threads", 0), 4 * cores()) or None)
@@ -169,15 +173,21 @@ def carry_out(
             f"training on {world.device.type} ({world.threads} of {cores()} CPU cores, "
             f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
         )
-        objective = train(
-            run,
-            prepared.train,
-            held_out=prepared.held_out,
-            folder=folder,
-            world=world,
-            console=console,
-            time_limit_s=time_limit_s,
-        )
+        try:
+            objective = train(
+                run,
+                prepared.train,
+                held_out=prepared.held_out,
+                folder=folder,
+                world=world,
+                console=console,
+                time_limit_s=time_limit_s,
+            )
+        except InputError:
+            if fresh and not folder.metrics.exists():  # nothing came of it, and the folder is free for what is mended
+                folder.record.unlink()
+                folder.split.unlink()
+            raise
         if not isinstance(objective, SupervisedObjective):
             raise InputError(f"{type(run.objective).__name__} has no classifier to measure")
         save_product(

@@ -19,6 +19,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         InputError: if the disk is full or `path` cannot be written; whatever stood there still does.
     """
+    path = Path(os.path.realpath(path))  # where a link leads, so that it stays a link
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
     with writing(path):
         try:
@@ -45,8 +46,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         InputError: if the disk is full or `folder` cannot be written; whatever stood there still does.
     """
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    folder = Path(os.path.realpath(folder))  # where a link leads, so that it stays a link
+    new = folder.with_name(f".{folder.name[:80]}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name[:80]}.{os.getpid()}.old")
     try:
         for name, data in files.items():
             write_bytes(new / name, data)
@@ -105,6 +107,8 @@ def writing(path: Path) -> Iterator[None]:
     reasons = {
         errno.ENOSPC: "the disk is full; free some space, or choose another place",
         errno.EDQUOT: "your disk quota is used up; free some space, or choose another place",
+        errno.EFBIG: "it is larger than a file may be there; choose another place",
+        errno.EBUSY: "something is mounted there or holds it; choose a folder in it, or another place",
         errno.EROFS: "the file system is read-only; choose another place",
         errno.EACCES: "you may not write there; choose another place",
         errno.EPERM: "you may not write there; choose another place",

@@ -1,6 +1,5 @@
 """The practitioner's verb: look at the images, plan and say why, train, measure, report."""
 
-import math
 import multiprocessing
 import os
 from contextlib import nullcontext
@@ -11,10 +10,10 @@ from vitreous.data.layouts import short_name
 from vitreous.data.prepare import DataConfig
 from vitreous.errors import InputError
 from vitreous.experiment import Finished, carry_out, check_apart, look
-from vitreous.planning import Plan, Request, make_plan
+from vitreous.planning import MOST_MINUTES, Plan, Request, make_plan
 from vitreous.recipes.shipped import run_from_record
 from vitreous.run_folder import choose_folder
-from vitreous.variants import vit
+from vitreous.variants import encoder
 from vitreous.weights.open import open_model
 
 
@@ -69,12 +68,12 @@ def fit(
         allow_bad=allow_bad,
         seed=seed,
     )
-    if minutes is not None and not (0 < minutes < math.inf):
-        raise InputError(f"--minutes must be above 0, got {minutes:g}")
+    if minutes is not None and not (0 < minutes <= MOST_MINUTES):
+        raise InputError(f"--minutes must be above 0 and at most {MOST_MINUTES:,} (a year), got {minutes:g}")
     if image_size is not None and image_size < 1:
         raise InputError(f"--image-size must be at least 1, got {image_size}")
     if model is not None:
-        vit(model)  # a name that is wrong is said before the images are looked at
+        encoder(model)  # a name that is wrong is said before the images are looked at
     world = distributed.start(device=device)
     place = None if out is None else os.fspath(out)
     folder = choose_folder(place, run_name(request.data), same=lambda record: record.get("request") == vars(request))

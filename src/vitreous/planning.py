@@ -23,6 +23,7 @@ from vitreous.vit import ViTConfig, divisible_size
 from vitreous.weights.product import Product
 
 DEFAULT_MINUTES = 10.0
+MOST_MINUTES = 366 * 24 * 60
 TIME_FOR_STEPS = 0.85  # of the minutes given; the rest goes to measuring, saving and the report
 PROBE_S = 3.0
 MIN_STEPS = 20

@@ -39,6 +39,8 @@ class Where:
     """Rows and columns of the whole image."""
     rotation: Rotation | None = None
     bias: LogitBias | None = None
+    lines: int = 1
+    """Sequences that one image is cut into (axial attention)."""
 
 
 @dataclass(frozen=True, kw_only=True)

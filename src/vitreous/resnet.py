@@ -2,12 +2,7 @@
 
 Two kinds have been published. BiT's own (arXiv:1912.11370) normalises before each convolution and pads evenly;
 it is `ResNet` here. The hybrids' stem (vision_transformer's `models_resnet.py`) normalises after each convolution
-and pads as TensorFlow's SAME does; it is `ResNetStem`. Their epsilons differ by where weights come from:
-
-    source                norm_eps   variance_eps   deviation_eps
-    vision_transformer    1e-6       0              1e-5             the default of `ResNetStem`
-    big_vision, BiT       1e-5       1e-10          0                the default of `ResNetConfig`
-    timm                  1e-5       1e-8           0
+and pads as TensorFlow's SAME does; it is `ResNetStem`. Their epsilons differ by where weights come from.
 """
 
 import math
@@ -39,6 +34,13 @@ class Epsilons:
     """Of the standardisation of weights, added to the root of that."""
 
 
+VISION_TRANSFORMER = Epsilons(norm=1e-6, variance=0.0, deviation=1e-5)
+"""Of the hybrids in the paper's code, and the default of `ResNetStem`."""
+BIG_VISION = Epsilons(norm=1e-5, variance=1e-10, deviation=0.0)
+"""Of big_vision and BiT, and the default of `ResNetConfig`."""
+TIMM = Epsilons(norm=1e-5, variance=1e-8, deviation=0.0)
+
+
 class StandardisedConv(nn.Conv2d):
     """A convolution whose filters have mean 0 and deviation 1 (arXiv:1903.10520), padded evenly or as SAME."""
 
@@ -48,7 +50,8 @@ class StandardisedConv(nn.Conv2d):
 
     def forward(self, x: Image) -> Image:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) / ((variance + self.eps.variance).sqrt() + self.eps.deviation)
+        variance = (variance + self.eps.variance).clamp(min=torch.finfo(variance.dtype).tiny)  # zero has no gradient
+        weight = (self.weight - mean) / (variance.sqrt() + self.eps.deviation)
         if self.same:
             x = pad_same(x, self.kernel_size[0], self.stride[0])
         return self._conv_forward(x, weight, None)
@@ -153,11 +156,11 @@ class ResNetConfig(Encoder):
     """Bottlenecks in each stage."""
     multiplier: int = 1
     """How many times as many channels as an ordinary ResNet."""
-    norm_eps: float = 1e-5
+    norm_eps: float = BIG_VISION.norm
     """Epsilon of every group norm."""
-    variance_eps: float = 1e-10
+    variance_eps: float = BIG_VISION.variance
     """Added to the variance of a filter before it is standardised."""
-    deviation_eps: float = 0.0
+    deviation_eps: float = BIG_VISION.deviation
     """Added to the deviation of a filter."""
 
     def __post_init__(self) -> None:
@@ -228,11 +231,11 @@ class ResNetStem(Stem):
 
     units: tuple[int, ...] = (3, 4, 9)
     """Bottlenecks in each stage; the image shrinks by 4, and by 2 more in each stage after the first."""
-    norm_eps: float = 1e-6
+    norm_eps: float = VISION_TRANSFORMER.norm
     """Epsilon of every group norm."""
-    variance_eps: float = 0.0
+    variance_eps: float = VISION_TRANSFORMER.variance
     """Added to the variance of a filter before it is standardised."""
-    deviation_eps: float = 1e-5
+    deviation_eps: float = VISION_TRANSFORMER.deviation
     """Added to the deviation of a filter."""
 
     def __post_init__(self) -> None:

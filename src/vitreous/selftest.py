@@ -41,7 +41,8 @@ class Check:
     name: str
     expected: str
     found: str
-    holds: bool
+    holds: bool | None
+    """None: there was nothing to hold it against."""
 
 
 def selftest(model: str | None = None, *, progress: Callable[[str], None] | None = None) -> Iterator[Check]:
@@ -62,7 +63,7 @@ def selftest(model: str | None = None, *, progress: Callable[[str], None] | None
     yield _ramp()
     yield from _files()
     if model is not None:
-        yield _saved_logits(model, progress)
+        yield _saved_answer(model, progress)
 
 
 def formula_model(name: str) -> Classifier:
@@ -116,14 +117,18 @@ def _files() -> Iterator[Check]:
             yield Check(f"written and read as {layout}", "0", f"{agreement.difference:g}", agreement.difference == 0)
 
 
-def _saved_logits(model: str, progress: Callable[[str], None] | None) -> Check:
+def _saved_answer(model: str, progress: Callable[[str], None] | None) -> Check:
     product = open_model(model, progress=progress)
-    saved = product.golden
-    if saved is None:
-        return Check(f"logits of {model}", "saved with it", "none saved", True)
-    found = golden(product.classifier)["logits"]
-    worst = max(abs(a - b) for a, b in zip(found, saved["logits"], strict=True))
-    largest = max(map(abs, saved["logits"]))
-    return Check(
-        f"logits of {model}", "as saved, to 1e-4", f"{worst / max(largest, 1e-12):.1e}", worst <= 1e-4 * largest
-    )
+    found = golden(product)
+    kind = "features" if "features" in found else "logits"
+    if product.golden is None:
+        return Check(f"{kind} of {model}", "saved with it", "none saved", None)
+    try:
+        saved = torch.tensor(product.golden[kind], dtype=torch.float32)
+    except (LookupError, TypeError, ValueError, RuntimeError):
+        return Check(f"{kind} of {model}", "saved with it", "damaged", False)
+    answer = torch.tensor(found[kind])
+    if answer.shape != saved.shape:
+        return Check(f"{kind} of {model}", f"{saved.numel()} numbers", f"{answer.numel()} numbers", False)
+    worst = ((answer - saved).abs().max() / saved.abs().max().clamp(min=1e-12)).item()  # NaN where either has one
+    return Check(f"{kind} of {model}", "as saved, to 1e-4", f"{worst:.1e}", worst <= 1e-4)

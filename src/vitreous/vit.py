@@ -57,7 +57,7 @@ class ViTConfig(Transformer):
     block: Block = PreNorm()
     """What is repeated `depth` times."""
     drop_path: float = 0.0
-    """Probability that an image skips a branch of the last block; rises linearly from 0 at the first."""
+    """Probability that an image skips a branch of the last block of several; rises linearly from 0 at the first."""
     final_norm: bool = True
     """Whether a norm stands after the last block (the paper's Eq. 4)."""
     initialisation: Initialisation = PaperInitialisation()

@@ -25,9 +25,10 @@ def selftest(model: str | None = None, /, *, json: bool = False) -> int:
     if json:
         print_json([vars(made) for made in checks])
     else:
-        cells = [(made.name, made.expected, made.found, "holds" if made.holds else "DOES NOT HOLD") for made in checks]
+        verdicts = {True: "holds", False: "DOES NOT HOLD", None: "not checked"}
+        cells = [(made.name, made.expected, made.found, verdicts[made.holds]) for made in checks]
         print(table([("check", "expected", "found", ""), *cells]))
-    return 0 if all(made.holds for made in checks) else FAILED
+    return FAILED if any(made.holds is False for made in checks) else 0
 
 
 @app.command

@@ -1,12 +1,14 @@
 """Commands about models themselves: models, budget, convert."""
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from vitreous.cli.app import TrainedModel, Whole, app, print_json
 from vitreous.errors import InputError, did_you_mean
 from vitreous.tables import table
+
+MOST = 1e15
+"""Of anything that is counted here."""
 
 
 @app.command
@@ -24,7 +26,8 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
     from vitreous.variants import PUBLISHED, encoder, timm_name
 
     rows = []
-    for name in [name for name in PUBLISHED if name.lower() == pattern.lower()] or PUBLISHED:
+    whole_names = [name for name in PUBLISHED if name == pattern]
+    for name in whole_names or [name for name in PUBLISHED if name.lower() == pattern.lower()] or PUBLISHED:
         config = encoder(name)
         other = timm_name(config) or ""
         if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
@@ -103,8 +106,8 @@ def budget(
     given = {"images": images, "epochs": epochs, "image-size": image_size, "batch-size": batch_size}
     given |= {"classes": classes, "memory": memory, "tflops": tflops, "devices": devices}
     for option, value in given.items():
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{option} must be more than 0, got {value:g}")
+        if value is not None and not 1 / MOST <= value <= MOST:
+            raise InputError(f"--{option} must be more than 0 and at most {MOST:g}, got {value:g}")
     if tflops is not None and images is None:
         raise InputError("--tflops says how long a run takes; say with --images how long the run is")
     config = plain_classifier(encoder(model, **({"image_size": image_size} if image_size else {})), num_classes=classes)

@@ -26,6 +26,7 @@ from vitreous.weights.product import (
     safetensors_bytes,
     save_product,
 )
+from vitreous.weights.read import SUFFIXES
 from vitreous.weights.timm_config import lacks
 from vitreous.weights.timm_tensors import to_timm
 
@@ -54,7 +55,8 @@ def convert(
     """Write the model that `source` means, any name `open_model` takes, in a layout, and return it.
 
     `destination` becomes a folder with config.json and model.safetensors, for Google model.npz; its preprocessing and
-    its class names travel in config.json. Or it is one file, .safetensors or .npz, of tensors alone.
+    its class names travel in config.json. Or it is one file: .safetensors, with all that in its metadata, or .npz, of
+    tensors alone.
 
     Raises:
         InputError: if there is no such model, the layout has no place for a part of it, or nothing can be written.
@@ -64,6 +66,10 @@ def convert(
     product = open_model(source, progress=progress)
     product = replace(product, extra={name: value for name, value in product.extra.items() if name != "left"})
     write(product, destination, to=to)
+    forgotten = google.forgets(product.classifier.config) if to == "google" and destination.suffix == ".npz" else []
+    if forgotten and progress is not None:
+        said = ", ".join(forgotten)
+        progress(f"{destination} alone does not tell {said} and is read as Google's; a folder keeps it in {CONFIG}")
     return product
 
 
@@ -71,9 +77,13 @@ def write(product: Product, destination: Path, *, to: str) -> None:
     """`product` in a layout at `destination`, a folder or a file; as `convert`."""
     destination = Path(os.path.abspath(destination))
     suffix = ".npz" if to == "google" else ".safetensors"
-    single = destination.suffix in (".npz", ".safetensors")
+    single = destination.suffix.lower() in SUFFIXES
     if single and destination.suffix != suffix:
         raise InputError(f"{destination}: the {to} layout is written as {suffix}, or as a folder; give one of these")
+    if Path.cwd().is_relative_to(destination):
+        raise InputError(f"cannot write {destination}: you are in that folder; give another name")
+    if destination.name == "model" and (destination.parent / "run.json").is_file():
+        raise InputError(f"cannot write {destination}: it is the model of a run; give another name")
     if destination.is_dir() == single and destination.exists():
         kind = "a folder" if destination.is_dir() else "a file"
         raise InputError(f"cannot write {destination}: it is {kind}; give another name")
@@ -86,15 +96,18 @@ def write(product: Product, destination: Path, *, to: str) -> None:
         save_product(destination, product)
         return
     tensors = _tensors(product, to)
-    data = _npz_bytes(tensors) if to == "google" else safetensors_bytes(tensors)
-    if single:
-        write_bytes(destination, data)
-        return
     documents: dict[str, dict[str, Any]] = {CONFIG: {}}
     if to == "hf":
         documents = huggingface.documents(product.classifier, product.view, product.classes)
-    files = {ARRAYS if to == "google" else WEIGHTS: data, CONFIG: config_bytes(product, documents.pop(CONFIG))}
-    write_folder(destination, files | {name: json_bytes(said) for name, said in documents.items()})
+    config = config_bytes(product, documents.pop(CONFIG))
+    if to == "google":
+        name, data = ARRAYS, _npz_bytes(tensors)
+    else:
+        name, data = WEIGHTS, safetensors_bytes(tensors, config=config if single else None)
+    if single:
+        write_bytes(destination, data)
+        return
+    write_folder(destination, {name: data, CONFIG: config} | {n: json_bytes(said) for n, said in documents.items()})
 
 
 def _tensors(product: Product, to: str) -> Tensors:

@@ -17,10 +17,10 @@ from vitreous.feed_forward import GELU
 from vitreous.head import LinearHead
 from vitreous.pooling import AttentionPool, Mean
 from vitreous.position import Learned, SinCos2d, SinCos2dEmbedding
-from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
+from vitreous.resnet import BIG_VISION, VISION_TRANSFORMER, ResNetConfig, ResNetStem
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, joined, rename, shape, with_axes
+from vitreous.weights.mapping import Rules, Tensors, join_parts, rename, shape, split_parts, with_axes
 from vitreous.weights.places import join_places, split_places
 from vitreous.weights.plain import beyond_linear, beyond_plain, refuse
 
@@ -79,8 +79,13 @@ BIT_RULES: Rules = (
     ("encoder.norm", "resnet/group_norm"),
     ("head.linear", "resnet/head/conv2d"),
 )
-VISION_TRANSFORMER = Epsilons(norm=1e-6, variance=0.0, deviation=1e-5)
-BIG_VISION = Epsilons(norm=1e-5, variance=1e-10, deviation=0.0)
+
+
+LAYERS: dict[str, Any] = {
+    "attention": {"layer": "qkv", "parts": ("query", "key", "value")},
+    "pooling": {"layer": "key_value", "parts": ("key", "value")},
+}
+"""Which of our layers holds several of theirs."""
 
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
@@ -109,7 +114,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         ours[name] = _from_kernel(name, tensor)
     num_heads = _num_heads(theirs)
     for group in [name.removesuffix(".query.weight") for name in ours if name.endswith(".query.weight")]:
-        _join_heads(ours, group)
+        join_parts(ours, group, **LAYERS["pooling" if group == "pooling" else "attention"])
     if (probe := ours.pop("MAPHead_0/probe", None)) is not None:
         ours["pooling.probe"] = probe
     _read_positions(ours)
@@ -202,32 +207,19 @@ def _num_heads(theirs: Tensors) -> int | None:
     return theirs[kernels[0]].shape[1] if kernels else None
 
 
-def _join_heads(ours: Tensors, group: str) -> None:
-    """Query, key and value as the one layer, or in attention pooling the two, that we have."""
-    parts = ("query", "key", "value") if group.endswith("attention") else ("key", "value")
-    layer = "qkv" if len(parts) == 3 else "key_value"
-    for kind in ("weight", "bias"):
-        found = [ours.get(f"{group}.{part}.{kind}") for part in parts]
-        if any(tensor is not None for tensor in found):
-            missing = next((part for part, tensor in zip(parts, found) if tensor is None), None)
-            if missing:
-                raise InputError(f"{group}: the {kind} of {missing} is missing; fetch the file again")
-            named = [f"{group}.{part}.{kind}" for part in parts]
-            ours[f"{group}.{layer}.{kind}"] = joined({name: ours.pop(name) for name in named})
-
-
 def _read_positions(ours: Tensors) -> None:
     """Class token and position table."""
     cls = with_axes(ours, "cls", 3) if "cls" in ours else None
     width = next((len(ours[name]) for name in ("encoder.stem.bias", "encoder.stem.patches.bias") if name in ours), 0)
     ours["encoder.prefix"] = torch.zeros(0, width) if cls is None else cls[0]
     ours.pop("cls", None)
-    for name, slot in (("pos_embedding", 0), ("Transformer/posembed_input/pos_embedding", int(cls is not None))):
+    slots = [0] if cls is None else [1, 0]
+    for name in ("pos_embedding", "Transformer/posembed_input/pos_embedding"):
         if name in ours:
             places = with_axes(ours, name, 3)[0]
             del ours[name]
-            of_class_token, ours["encoder.position.table"] = split_places(name, places, prefix=[slot])
-            if slot:
+            of_class_token, ours["encoder.position.table"] = split_places(name, places, prefix=slots)
+            if len(of_class_token):
                 ours["encoder.position.class_token"] = of_class_token
 
 
@@ -251,10 +243,10 @@ def write(classifier: Classifier) -> Tensors:
     prefix, slot = tensors.pop("encoder.prefix"), tensors.pop("encoder.position.class_token", None)
     table = tensors.pop("encoder.position.table", None)
     for i in range(encoder.depth):
-        _split_heads(tensors, f"encoder.blocks.{i}.attention", "qkv", ("query", "key", "value"), encoder.num_heads)
+        _split_heads(tensors, f"encoder.blocks.{i}.attention", encoder.num_heads, **LAYERS["attention"])
         _apart(tensors, f"encoder.blocks.{i}.attention.out", encoder.num_heads, leaves=True)
     if isinstance(config.pooling, AttentionPool):
-        _split_heads(tensors, "pooling", "key_value", ("key", "value"), encoder.num_heads)
+        _split_heads(tensors, "pooling", encoder.num_heads, **LAYERS["pooling"])
         _apart(tensors, "pooling.query", encoder.num_heads)
         _apart(tensors, "pooling.out", encoder.num_heads, leaves=True)
     original = slot is not None or isinstance(encoder.stem, ResNetStem)
@@ -269,12 +261,24 @@ def write(classifier: Classifier) -> Tensors:
     return theirs
 
 
+def forgets(config: ClassifierConfig) -> list[str]:
+    """The fields that a file does not tell, as `name=value`, where they are not those of Google's code."""
+    encoder = config.encoder
+    stem = encoder.stem if isinstance(encoder, ViTConfig) else encoder
+    forgotten = []
+    if isinstance(encoder, ViTConfig) and encoder.feed_forward != GELU(tanh=True):
+        forgotten.append(f"feed_forward={encoder.feed_forward}")
+    if isinstance(stem, ResNetStem) and stem.epsilons != VISION_TRANSFORMER:
+        forgotten.append(str(stem.epsilons))
+    if isinstance(stem, ResNetConfig) and stem.epsilons != BIG_VISION:
+        forgotten.append(str(stem.epsilons))
+    return forgotten
+
+
 def _lacks(config: ClassifierConfig) -> dict[str, str]:
     """What of a model Google's code has not."""
-    encoder, lacks = config.encoder, beyond_plain(config)
+    encoder, lacks = config.encoder, beyond_plain(config, square=True)
     assert isinstance(encoder, ViTConfig)
-    if encoder.image_shape[0] != encoder.image_shape[1]:
-        lacks["image_size"] = f"image_size={encoder.image_size}"
     hybrid = isinstance(encoder.stem, ResNetStem)  # only vision_transformer has these
     learned = isinstance(encoder.position, Learned)
     has = {
@@ -288,10 +292,8 @@ def _lacks(config: ClassifierConfig) -> dict[str, str]:
     return {name: value for name, value in lacks.items() if not has.get(name)}
 
 
-def _split_heads(tensors: Tensors, group: str, joined: str, parts: tuple[str, ...], num_heads: int) -> None:
-    for kind in ("weight", "bias"):
-        for part, tensor in zip(parts, tensors.pop(f"{group}.{joined}.{kind}").chunk(len(parts)), strict=True):
-            tensors[f"{group}.{part}.{kind}"] = tensor
+def _split_heads(tensors: Tensors, group: str, num_heads: int, *, layer: str, parts: tuple[str, ...]) -> None:
+    split_parts(tensors, group, layer=layer, parts=parts)
     for part in parts:
         _apart(tensors, f"{group}.{part}", num_heads)
 

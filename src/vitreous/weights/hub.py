@@ -55,7 +55,8 @@ def shards(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is no index of shards; delete it and fetch the model again") from error
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    plain = (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in names)
+    if not names or not all(plain):
         raise InputError(f"{index} names no files beside it; delete it and fetch the model again")
     return names
 

@@ -11,10 +11,10 @@ from vitreous.classifier import Classifier
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.feed_forward import GELU, FeedForward, QuickGELU
-from vitreous.resnet import Epsilons
+from vitreous.resnet import TIMM
 from vitreous.vit import ViTConfig
 from vitreous.weights.infer import Foreign
-from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, with_axes
+from vitreous.weights.mapping import Rules, Tensors, inverse, join_parts, rename, split_parts, with_axes
 from vitreous.weights.places import join_places, split_places
 from vitreous.weights.plain import beyond_plain, refuse
 
@@ -93,11 +93,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     hybrid = any(".backbone.bit." in name for name in theirs)
     ours = rename(theirs, (*inverse(HYBRID_RULES if hybrid else ()), *inverse(RULES)))
     for name in [name for name in ours if name.endswith(".query.weight")]:
-        block = name.removesuffix(".query.weight")
-        for kind in ("weight", "bias"):
-            if all(f"{block}.{part}.{kind}" in ours for part in PARTS):
-                named = [f"{block}.{part}.{kind}" for part in PARTS]
-                ours[f"{block}.qkv.{kind}"] = joined({name: ours.pop(name) for name in named})
+        join_parts(ours, name.removesuffix(".query.weight"), parts=PARTS, layer="qkv")
     if (token := "embeddings.cls_token") in ours:
         ours["encoder.prefix"] = with_axes(ours, token, 3)[0]
         del ours[token]
@@ -125,7 +121,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         norm_eps=document.get("layer_norm_eps", 1e-12),
         feed_forward=ACTIVATIONS[activation],
         resampling="bicubic",
-        resnet=Epsilons(norm=1e-5, variance=1e-8, deviation=0.0),
+        resnet=TIMM,
         view=_view(document.get(PREPROCESSOR)),
         classes=classes,
         assumed=() if document.get(PREPROCESSOR) else ("pixels from -1 to 1", "the image squeezed to a square"),
@@ -134,9 +130,23 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
 
 
 def _view(preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
-    """An `EvalView`'s fields, from preprocessor_config.json."""
+    """An `EvalView`'s fields, from preprocessor_config.json.
+
+    Raises:
+        InputError: if it prepares images in a way that no view does.
+    """
     said = preprocessor or {}
-    cropped = said.get("do_center_crop", False)
+    cropped, given = said.get("do_center_crop", False), said.get("size")
+    exact = isinstance(given, Mapping) and "shortest_edge" not in given
+    strange = {
+        "do_rescale false": not said.get("do_rescale", True),
+        f"the filter {said.get('resample')}": said.get("resample", 2) not in FILTERS,
+        "a size of the shortest edge and no crop": isinstance(given, Mapping) and not exact and not cropped,
+        "a resize to a square and then a crop": exact and cropped and given != said.get("crop_size", given),
+    }
+    if any(strange.values()):
+        words = ", ".join(name for name, found in strange.items() if found)
+        raise InputError(f"{PREPROCESSOR} has {words}, which vitreous cannot do; change it, or take it away")
     size, crop = (_side(said.get(name)) for name in ("size", "crop_size"))
     ratio = 1.0
     if cropped and crop and size and crop <= size:
@@ -149,7 +159,7 @@ def _view(preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "squash": not cropped,
         "crop_ratio": ratio,
-        "interpolation": FILTERS.get(said.get("resample", 2), "bilinear"),
+        "interpolation": FILTERS[said.get("resample", 2)],
         "mean": tuple(mean),
         "std": tuple(std),
     }
@@ -180,10 +190,7 @@ def write(classifier: Classifier) -> Tensors:
     table, slot = tensors.pop("encoder.position.table"), tensors.pop("encoder.position.class_token")
     theirs["vit.embeddings.position_embeddings"] = join_places(slot, table)
     for i in range(encoder.depth):
-        for kind in ("weight", "bias") if encoder.qkv_bias else ("weight",):
-            qkv = tensors.pop(f"encoder.blocks.{i}.attention.qkv.{kind}")
-            for part, tensor in zip(PARTS, qkv.chunk(3), strict=True):
-                tensors[f"encoder.blocks.{i}.attention.{part}.{kind}"] = tensor
+        split_parts(tensors, f"encoder.blocks.{i}.attention", layer="qkv", parts=PARTS)
     for name, tensor in rename(tensors, RULES).items():
         theirs[name if name.startswith("classifier.") else f"vit.{name}"] = tensor
     return theirs

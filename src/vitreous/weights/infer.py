@@ -16,7 +16,7 @@ from vitreous.pooling import AttentionPool, ClassAndDistillation, ClassToken, Me
 from vitreous.position import EveryLayer, Learned, Learned2d, Position
 from vitreous.relative import RelativeBias, RelativeKeys, RelativeMLP
 from vitreous.resampling import Resampling
-from vitreous.resnet import Epsilons, ResNetConfig, ResNetStem
+from vitreous.resnet import VISION_TRANSFORMER, Epsilons, ResNetConfig, ResNetStem
 from vitreous.stem import Patchify
 from vitreous.tokens import Encoder
 from vitreous.variants import SIZES
@@ -54,7 +54,7 @@ class Foreign:
 
     tensors: Tensors
     num_heads: int | None = None
-    """None: as the published model of that width."""
+    """None: as the published model of that width, or one for 64 channels."""
     norm_eps: float = 1e-6
     feed_forward: FeedForward = GELU()
     """Where the layer has no gate."""
@@ -72,7 +72,7 @@ class Foreign:
     """How their project resizes positions."""
     image_size: int | tuple[int, int] | None = None
     """Where no table tells; None: 224."""
-    resnet: Epsilons = dataclasses.field(default_factory=lambda: Epsilons(norm=1e-6, variance=0.0, deviation=1e-5))
+    resnet: Epsilons = VISION_TRANSFORMER
     """Of a ResNet, or a ResNet stem."""
     view: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the `EvalView` the model was measured with, but for the size."""
@@ -155,13 +155,18 @@ def _vit(foreign: Foreign) -> ViTConfig:
             f"these tensors lack encoder.blocks.0.mlp.up.weight, which every ViT has; "
             f"they are {some(list(tensors), most=3)}"
         )
+    numbers = {int(name.split(".")[2]) for name in tensors if name.startswith("encoder.blocks.")}
+    if absent := next((number for number in range(len(numbers)) if number not in numbers), None):
+        raise InputError(f"these tensors have none of block {absent}, but of block {max(numbers)}; fetch them again")
     num_prefix = tensors["encoder.prefix"].shape[0]
     class_token = num_prefix > 0 and foreign.class_token
     in_blocks = "encoder.blocks."
     scaled = _has(tensors, in_blocks, ".residual1.scale", ".residual2.scale", ".residual.scale")
     position, grid = _position(foreign, class_token)
-    num_heads = _heads(tensors, first, width) or foreign.num_heads or _published_heads(width)
-    if width % num_heads:
+    num_heads = _heads(tensors, first, width) or foreign.num_heads
+    if num_heads is None:
+        num_heads = _published_heads(width)
+    if num_heads < 1 or width % num_heads:
         raise InputError(
             f"{name} is {shape(tensors[name])}, but {num_heads} heads need a width that they divide; "
             "fetch the weights again"
@@ -169,7 +174,7 @@ def _vit(foreign: Foreign) -> ViTConfig:
     return ViTConfig(
         patch_size=patch_size,
         width=width,
-        depth=1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.blocks.")),
+        depth=len(numbers),
         num_heads=num_heads,
         mlp_dim=tensors[f"{first}mlp.up.weight"].shape[0],
         image_size=_image_size(grid, patch_size, foreign.image_size),

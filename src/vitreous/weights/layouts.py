@@ -6,6 +6,7 @@ from typing import Any
 
 from vitreous.classifier import Classifier
 from vitreous.errors import InputError, some
+from vitreous.resnet import BIG_VISION, VISION_TRANSFORMER
 from vitreous.weights import dino, google, huggingface, mae, timm, torchvision
 from vitreous.weights.infer import Foreign, infer, with_head
 from vitreous.weights.mapping import Tensors, instantiate
@@ -27,7 +28,7 @@ def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
         return Foreign(
             tensors=tensors,
             bare_stem=True,
-            resnet=google.BIG_VISION if resnet else google.VISION_TRANSFORMER,  # the defaults of the two configs
+            resnet=BIG_VISION if resnet else VISION_TRANSFORMER,  # the defaults of the two configs
             assumed=("pixels from -1 to 1", "bicubic resize", "crop ratio 0.9"),
         )
     layout = next((layout for layout in LAYOUTS if layout.fits(tensors)), None)
@@ -36,7 +37,7 @@ def read(tensors: Tensors, document: Mapping[str, Any]) -> Foreign:
             f"these are not the tensors of a ViT or a BiT ResNet in a layout that vitreous reads (its own, timm's, "
             f"transformers', torchvision's, Google's, DINO's, MAE's); they are {some(list(tensors), most=3)}"
         )
-    with _blaming_tensors():
+    with _blaming(document):
         return layout.read(tensors, document)
 
 
@@ -46,18 +47,21 @@ def classifier_of(foreign: Foreign) -> Classifier:
     Raises:
         InputError: if the tensors are not exactly those of a ViT or a BiT ResNet; names the first that differ.
     """
-    with _blaming_tensors():
+    with _blaming({}):
         config = infer(foreign)
     return instantiate(config, with_head(foreign.tensors, config))
 
 
 @contextmanager
-def _blaming_tensors() -> Iterator[None]:
-    """Turn what Python says of a tensor that is not as expected into an `InputError`."""
+def _blaming(document: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what Python says of a tensor, or a field of `document`, that is not as expected into an `InputError`."""
     try:
         yield
     except InputError:
         raise
-    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (LookupError, ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        what = "a tensor is missing or misshapen"
+        if any(document.values()):
+            what += ", or a field of config.json misstated"
         reason = str(error).partition("\n")[0]
-        raise InputError(f"a tensor is missing or misshapen ({reason}); fetch the weights again") from error
+        raise InputError(f"{what} ({reason}); fetch the weights again") from error

@@ -17,9 +17,17 @@ Tensors = dict[str, Tensor]
 
 
 def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Tensors:
-    """Tensors under the right-hand names of `rules`; a name without a rule stays, and the first rule wins."""
+    """Tensors under the right-hand names of `rules`; a name without a rule stays, and the first rule wins.
+
+    Raises:
+        InputError: if two would have the same name.
+    """
     compiled = [(_pattern(left), right.replace("*", "{}")) for left, right in rules]
-    return {_renamed(name, compiled): tensor for name, tensor in tensors.items()}
+    names: dict[str, str] = {}
+    for name in tensors:
+        if (other := names.setdefault(_renamed(name, compiled), name)) != name:
+            raise InputError(f"{other} and {name} are the same part of a model; keep the one that was trained")
+    return {new: tensors[name] for new, name in names.items()}
 
 
 def inverse(rules: Rules) -> Rules:
@@ -42,7 +50,7 @@ def instantiate(config: ClassifierConfig, tensors: Tensors) -> Classifier:
     """The classifier of `config` that has these tensors, which it takes as its own, in evaluation mode.
 
     Raises:
-        InputError: if names or shapes are not exactly those of the classifier.
+        InputError: if names or shapes are not exactly those of the classifier, or numbers are not finite.
     """
     with torch.device("meta"):
         classifier = config.build()
@@ -51,6 +59,12 @@ def instantiate(config: ClassifierConfig, tensors: Tensors) -> Classifier:
         classifier.state_dict(),
         model=f"{title(config.encoder)} at {config.encoder.pixels}",
     )
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"{name} holds numbers of {kind}, no weights; save it as floating-point numbers")
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise InputError(f"{name} holds numbers that are not finite: its weights are broken; take earlier ones")
     classifier.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, assign=True)
     return classifier.eval()
 
@@ -85,6 +99,30 @@ def joined(parts: Mapping[str, Tensor]) -> Tensor:
         shapes = ", ".join(f"{name} is {shape(tensor)}" for name, tensor in parts.items())
         raise InputError(f"{shapes}, but these belong together; fetch the weights again")
     return torch.cat(tensors)
+
+
+def join_parts(tensors: Tensors, group: str, *, parts: tuple[str, ...], layer: str) -> None:
+    """Weights and biases of the layers `parts` of a module as those of one layer, where they are there.
+
+    Raises:
+        InputError: if only some of them are; names the first that is missing.
+    """
+    for kind in ("weight", "bias"):
+        names = [f"{group}.{part}.{kind}" for part in parts]
+        missing = [name for name in names if name not in tensors]
+        if len(missing) == len(names):
+            continue
+        if missing:
+            raise InputError(f"{missing[0]} is missing; fetch the weights again")
+        tensors[f"{group}.{layer}.{kind}"] = joined({name: tensors.pop(name) for name in names})
+
+
+def split_parts(tensors: Tensors, group: str, *, layer: str, parts: tuple[str, ...]) -> None:
+    """The reverse of `join_parts`."""
+    for kind in ("weight", "bias"):
+        if (tensor := tensors.pop(f"{group}.{layer}.{kind}", None)) is not None:
+            for part, own in zip(parts, tensor.chunk(len(parts)), strict=True):
+                tensors[f"{group}.{part}.{kind}"] = own
 
 
 def with_axes(tensors: Mapping[str, Tensor], name: str, number: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vitreous.errors import InputError, did_you_mean
-from vitreous.variants import PUBLISHED, vit
+from vitreous.variants import PUBLISHED, encoder
 from vitreous.weights import hub
 from vitreous.weights.download import download, google
 from vitreous.weights.product import CONFIG, WEIGHTS, Product, load_product
@@ -66,7 +66,7 @@ def _open_folder(folder: Path) -> Product:
 
 def _hint(name: str, path: Path) -> str:
     try:
-        vit(name)
+        encoder(name)
     except InputError:
         siblings = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = did_you_mean(name, [*siblings, *PUBLISHED])

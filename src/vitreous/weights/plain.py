@@ -18,8 +18,11 @@ FREE = frozenset(
 """Fields that every layout has, or that no file needs to say."""
 
 
-def beyond_plain(config: ClassifierConfig) -> dict[str, str]:
-    """The fields whose values a plain ViT with a class token and a linear head does not have, as `name=value`."""
+def beyond_plain(config: ClassifierConfig, *, square: bool = False) -> dict[str, str]:
+    """The fields whose values a plain ViT with a class token and a linear head does not have, as `name=value`.
+
+    Nobody else's image is padded to whole patches; with `square`, images that are not square are named, too.
+    """
     if not isinstance(config.encoder, ViTConfig):
         return {"encoder": f"encoder={type(config.encoder).__name__}"}
     plain, encoder = ClassifierConfig(), config.encoder
@@ -27,12 +30,17 @@ def beyond_plain(config: ClassifierConfig) -> dict[str, str]:
         encoder = dataclasses.replace(
             encoder, position=dataclasses.replace(encoder.position, resampling="aligned_bilinear")
         )
+    height, width = encoder.image_shape
+    odd = height % encoder.patch_size or width % encoder.patch_size or (square and height != width)
     differ = {field.name: (encoder, plain.encoder) for field in dataclasses.fields(encoder) if field.name not in FREE}
-    return {
+    found = {
         name: f"{name}={getattr(ours, name)}"
         for name, (ours, theirs) in differ.items()
         if getattr(ours, name) != getattr(theirs, name)
-    } | beyond_linear(config, plain.pooling)
+    }
+    if odd:
+        found["image_size"] = f"image_size={encoder.image_size}"
+    return found | beyond_linear(config, plain.pooling)
 
 
 def beyond_linear(config: ClassifierConfig, pooling: Pooling) -> dict[str, str]:

@@ -22,7 +22,7 @@ from vitreous.weights import huggingface, layouts, timm
 from vitreous.weights.hub import weights_in
 from vitreous.weights.infer import with_head
 from vitreous.weights.mapping import Tensors, instantiate
-from vitreous.weights.read import read_config, read_tensors
+from vitreous.weights.read import read_config, read_metadata, read_tensors
 from vitreous.weights.timm_config import classifier_name, describe, first_conv, lacks, pool_name
 from vitreous.weights.timm_tensors import from_timm, to_timm
 
@@ -68,10 +68,11 @@ def save_product(folder: Path, product: Product) -> None:
     write_folder(folder, {WEIGHTS: safetensors_bytes(tensors), CONFIG: config_bytes(product, fields)})
 
 
-def safetensors_bytes(tensors: Tensors) -> bytes:
-    """The tensors as a .safetensors file, in float32."""
+def safetensors_bytes(tensors: Tensors, *, config: bytes | None = None) -> bytes:
+    """The tensors as a .safetensors file, in float32; `config`, a config.json, goes into its metadata."""
     plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(plain, metadata={"format": "pt"})
+    said = {} if config is None else {CONFIG: config.decode("utf-8", "surrogateescape")}
+    return save(plain, metadata={"format": "pt", **said})
 
 
 def config_bytes(product: Product, fields: dict[str, Any]) -> bytes:
@@ -88,7 +89,7 @@ def config_bytes(product: Product, fields: dict[str, Any]) -> bytes:
         "classifier": config.to_dict(),
         "view": product.view.to_dict(),
         "classes": product.classes and list(product.classes),
-        "golden": golden(product.classifier),
+        "golden": golden(product),
     }
     return json_bytes({**fields, "vitreous": {**product.extra, **ours}})
 
@@ -106,17 +107,18 @@ def load_product(folder: Path, *, weights: str | None = None) -> Product:
     Raises:
         InputError: if a file is missing or damaged, or they do not belong together.
     """
-    document = read_config(folder / CONFIG)
     path = folder / weights if weights else weights_in(folder)
     if path is None:
         raise InputError(f"{folder} has no {WEIGHTS}; copy all files of a model")
+    document = read_metadata(path).get(CONFIG) or read_config(folder / CONFIG)
     tensors = read_tensors(path)
     if "vitreous" not in document and huggingface.fits(tensors):
         document |= {huggingface.PREPROCESSOR: read_config(folder / huggingface.PREPROCESSOR)}
     try:
         return _ours(document, tensors) if "vitreous" in document else _foreign(document, tensors)
     except InputError as error:
-        beside = f", read with the {CONFIG} beside it" if weights and (folder / CONFIG).is_file() else ""
+        inside = CONFIG in read_metadata(path)
+        beside = f", read with the {CONFIG} beside it" if weights and (folder / CONFIG).is_file() and not inside else ""
         raise InputError(f"{path}{beside}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{folder / CONFIG} lacks or misstates {error}; fetch or write it again") from error
@@ -190,14 +192,16 @@ def golden_input(config: ClassifierConfig) -> Float[Tensor, "1 channel height wi
 
 
 @torch.no_grad()
-def golden(classifier: Classifier) -> dict[str, Any]:
-    """The logits of `golden_input` and how to make it: who agrees on them computes this model."""
+def golden(product: Product) -> dict[str, Any]:
+    """What `golden_input` gives and how to make it: who agrees computes this model. Features where there is no head."""
+    classifier, headless = product.classifier, product.extra.get("headless", False)
     device, training = next(classifier.parameters()).device, classifier.training
     images = golden_input(classifier.config)
-    logits = classifier.eval()(images.to(device)).float().cpu()
+    classifier.eval()
+    answer = (classifier.features if headless else classifier)(images.to(device)).float().cpu()
     classifier.train(training)
     return {
         "input": "float32(sin(0.01 * arange(n))) in float64, reshaped to `shape`: already normalised pixels",
         "shape": list(images.shape),
-        "logits": logits[0].tolist(),
+        "features" if headless else "logits": answer[0].tolist(),
     }

@@ -1,10 +1,13 @@
 """Weights files: tensors from a file that may come from anywhere, so nothing in it is ever executed."""
 
+import argparse
 import json
 import pickle
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from vitreous.weights.mapping import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 PART_BYTES = 1 << 26
+MOST_WRAPPERS = 8
 SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
 WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.", "teacher.")
@@ -45,13 +49,25 @@ def read_tensors(path: Path) -> Tensors:
     tensors = {str(name): value for name, value in _unwrapped(found).items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no tensors; give the weights of a model")
-    return {name: tensor.to(torch.float32) for name, tensor in _without_prefix(tensors).items()}
+    return {name: _plain(tensor, f"{path}: {name}") for name, tensor in _without_prefix(tensors).items()}
+
+
+def _plain(tensor: Tensor, name: str) -> Tensor:
+    """A tensor as float32; one of whole numbers, which is no weight, as it is."""
+    if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided or tensor.is_complex():
+        kind = "without values" if tensor.is_meta else "quantised" if tensor.is_quantized else "sparse or complex"
+        raise InputError(f"{name} is {kind}; save it as plain floating-point numbers")
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
 
 def _unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict inside a training checkpoint, the averaged one where there are two."""
-    inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
-    return found if inner is None else _unwrapped(inner)
+    for _ in range(MOST_WRAPPERS):
+        inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    return found
 
 
 def _without_prefix(tensors: Tensors) -> Tensors:
@@ -64,7 +80,9 @@ def _without_prefix(tensors: Tensors) -> Tensors:
 
 def _load_torch(path: Path) -> Mapping[str, Any]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it refuses anyway
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is a pickle that would run code, so it is not opened; save the tensors as .safetensors"
@@ -83,7 +101,8 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
             taken = 0
             while names and taken < PART_BYTES:
                 name = names.pop()
-                tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
+                tensor = file.get_tensor(name)
+                tensors[name] = tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
                 taken += tensors[name].nbytes
     return dict(reversed(tensors.items()))
 
@@ -120,6 +139,22 @@ DAMAGES = (
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:120] or type(error).__name__
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a .safetensors file says of itself in JSON objects; empty where it says nothing."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}  # `read_tensors` says what is wrong
+    found = {}
+    for name, text in said.items():
+        with suppress(ValueError):
+            found[name] = json.loads(text)
+    return {name: value for name, value in found.items() if isinstance(value, dict)}
 
 
 def read_config(path: Path) -> dict[str, Any]:

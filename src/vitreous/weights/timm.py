@@ -10,14 +10,13 @@ from vitreous.errors import InputError
 from vitreous.feed_forward import GELU, FeedForward, QuickGELU
 from vitreous.pooling import AttentionPool, ClassToken, Mean, Pooling
 from vitreous.position import NoPosition, RoPE2d
-from vitreous.resnet import Epsilons
+from vitreous.resnet import TIMM
 from vitreous.weights.infer import Foreign
 from vitreous.weights.timm_tensors import from_timm
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 POOLINGS: dict[str, Pooling] = {"token": ClassToken(), "avg": Mean(), "map": AttentionPool()}
 ACTIVATIONS: dict[str, FeedForward] = {"gelu": GELU(), "gelu_tanh": GELU(tanh=True), "quick_gelu": QuickGELU()}
-RESNET_EPSILONS = Epsilons(norm=1e-5, variance=1e-8, deviation=0.0)
 
 # What the name of a model says and its tensors do not. All patterns that fit count, later ones more.
 FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -39,8 +38,20 @@ FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
 REFUSED = r"vit_(.*_rope_.*|pe_.*|.*_(lingbot|sapiens2|18x2_224|mci_224|resnet\d+d.*)|d(pwee|wee|little)_.*)"
 """Of those, models with parts that vitreous lacks: other rotary forms, differential attention, other stems."""
 
-LAYERS = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "embed_norm_layer", "block_fn", "embed_layer")
-"""Arguments of timm's that change the function, mostly without a trace in its tensors."""
+READ = frozenset(
+    (
+        *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+        *("global_pool", "class_token", "reg_tokens", "num_reg_tokens", "pos_embed", "no_embed_class", "act_layer"),
+        *("qkv_bias", "qkv_fused", "qk_norm", "init_values", "pre_norm", "final_norm", "fc_norm", "use_fc_norm"),
+        *("rel_pos_type", "rel_pos_dim", "shared_rel_pos", "attn_type", "rope_temperature", "rope_rotate_half"),
+        *("use_rot_pos_emb", "swiglu_mlp", "swiglu_align_to", "proj_bias", "strict_img_size", "dynamic_img_size"),
+        *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+        *("weight_init", "fix_init", "head_init_scale", "zero_init_last", "dynamic_img_pad", "layers", "width_factor"),
+    )
+)
+"""Arguments of timm's that are read, or that tensors tell, or that are for training alone."""
+AS_READ = {"rope_type": "dinov3", "rope_grid_indexing": "ij"}
+"""Arguments of which one value is read."""
 
 
 def fits(tensors: Mapping[str, Tensor]) -> bool:
@@ -72,20 +83,27 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         if pool not in POOLINGS:
             raise InputError(f"these weights pool by {pool!r}; vitreous reads {', '.join(POOLINGS)}")
         facts["pooling"] = POOLINGS[pool]
+    if isinstance(facts.get("position"), RoPE2d) and "rope_temperature" in arguments:
+        facts["position"] = RoPE2d(base=arguments["rope_temperature"])
     if arguments.get("pos_embed") == "none":
         facts["position"] = NoPosition()
     size = arguments.get("img_size") or (pretrained.get("input_size") or (3, 224, 224))[1:]
     height, width = (size, size) if isinstance(size, int) else size
     facts["image_size"] = height if height == width else (height, width)
+    if facts.get("pooling") == ClassToken() and "global_pool" in {**arguments, **document}:
+        tensors = {
+            name.replace("fc_norm.", "norm."): tensor for name, tensor in tensors.items()
+        }  # of one token the same
     ours = from_timm(tensors, image=(height, width))
-    layers = {key: said for key, said in arguments.items() if key in LAYERS}
+    unread = {key: said for key, said in arguments.items() if key not in READ and said not in (None, False)}
+    unread = {key: said for key, said in unread.items() if AS_READ.get(key) != said}
     gated = any(name.endswith(".mlp.gate.weight") for name in ours)
-    if (activation := layers.pop("act_layer", None)) in ACTIVATIONS:
+    if (activation := arguments.get("act_layer")) in ACTIVATIONS:
         facts["feed_forward"] = ACTIVATIONS[activation]
     elif activation and not (activation == "silu" and gated):
-        layers["act_layer"] = activation
-    if layers:
-        said = ", ".join(f"{key}={value}" for key, value in layers.items())
+        unread["act_layer"] = activation
+    if unread:
+        said = ", ".join(f"{key}={value}" for key, value in unread.items())
         raise InputError(f"timm's {name} with {said} is another function than vitreous reads; choose one without")
     trained = ours["encoder.position.table"].shape[0] if "encoder.position.table" in ours else 0
     trained *= ours["encoder.stem.weight"].shape[-1] if "encoder.stem.weight" in ours else 16
@@ -97,6 +115,11 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         "mean": tuple(pretrained.get("mean", (0.5, 0.5, 0.5))),
         "std": tuple(pretrained.get("std", (0.5, 0.5, 0.5))),
     }
+    classes, told = len(ours.get("head.linear.weight", ())), document.get("num_classes")
+    if told and classes and told != classes:
+        raise InputError(
+            f"the head scores {classes} classes, but config.json says num_classes {told}; fetch both again"
+        )
     names = document.get("label_names") or pretrained.get("label_names") or ()
     if isinstance(names, dict):
         names = [names[str(i)] for i in range(len(names))]
@@ -105,7 +128,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     return Foreign(
         tensors=ours,
         resampling="antialiased_bicubic",
-        resnet=RESNET_EPSILONS,
+        resnet=TIMM,
         view=view,
         classes=tuple(names) or None,
         assumed=(

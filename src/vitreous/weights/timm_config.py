@@ -13,13 +13,13 @@ from vitreous.head import DistilledHead
 from vitreous.pooling import AttentionPool, ClassAndDistillation, Mean, Pooling
 from vitreous.position import Learned, NoPosition, RoPE2d, SinCos2d
 from vitreous.relative import RelativeBias, RelativeMLP
-from vitreous.resnet import ResNetConfig, ResNetStem
+from vitreous.resnet import TIMM, ResNetConfig, ResNetStem
 from vitreous.stem import Patchify
 from vitreous.tokens import Encoder
 from vitreous.variants import timm_name
 from vitreous.vit import ViTConfig
 from vitreous.weights.plain import beyond_linear, beyond_plain
-from vitreous.weights.timm import ACTIVATIONS, POOLINGS, RESNET_EPSILONS
+from vitreous.weights.timm import ACTIVATIONS, POOLINGS
 
 PLAIN = "vit_base_patch16_224"
 CLIP = "vit_base_patch16_clip_224"
@@ -74,7 +74,7 @@ def _lacks_resnet(encoder: ResNetConfig, config: ClassifierConfig) -> dict[str, 
     lacking = beyond_linear(config, Mean())
     if timm_name(encoder) is None:  # timm takes no other numbers of units
         lacking["units"] = f"units={encoder.units}, multiplier={encoder.multiplier}"
-    if encoder.epsilons != RESNET_EPSILONS:
+    if encoder.epsilons != TIMM:
         lacking["epsilons"] = str(encoder.epsilons)
     return lacking
 
@@ -142,7 +142,7 @@ def _has(config: ClassifierConfig, entrance: str) -> dict[str, bool]:
         has |= dict.fromkeys(("qk_norm", "stem_norm", "final_norm"), False)
     elif entrance in HYBRIDS.values():
         assert isinstance(encoder.stem, ResNetStem)
-        has |= {"stem": encoder.stem.epsilons == RESNET_EPSILONS, "stem_norm": False}
+        has |= {"stem": encoder.stem.epsilons == TIMM, "stem_norm": False}
     return has
 
 

@@ -41,6 +41,7 @@ RULES: Rules = (
     ("pooling.norm", "attn_pool.norm"),
     ("pooling.mlp.up", "attn_pool.mlp.fc1"),
     ("pooling.mlp.down", "attn_pool.mlp.fc2"),
+    ("head.representation", "pre_logits.fc"),
     ("head.linear", "head"),
     ("head.distillation", "head_dist"),
 )

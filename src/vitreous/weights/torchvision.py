@@ -72,11 +72,9 @@ def write(classifier: Classifier) -> Tensors:
         InputError: if torchvision's ViT is not this model; says what it lacks.
     """
     encoder = classifier.config.encoder
-    lacks = beyond_plain(classifier.config)
+    lacks = beyond_plain(classifier.config, square=True)
     if isinstance(getattr(classifier.config.head, "representation", None), int):
         lacks.pop("head")
-    if encoder.image_shape[0] != encoder.image_shape[1]:
-        lacks["image_size"] = f"image_size={encoder.image_size}"
     refuse("torchvision", lacks, instead="vitreous or timm")
     assert isinstance(encoder, ViTConfig)
     tensors = dict(classifier.state_dict())

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vitreous.cli import main
 
+os.environ["OMP_NUM_THREADS"] = "1"  # as many as before, however busy the machine is: sums in the same order
 REPOSITORY = Path(__file__).parent.parent
 
 

@@ -459,5 +459,6 @@ def test_parts_that_do_not_go_together_are_said_by_a_dry_run(head, vitreous):
     assert answer.err.count("\n") == 1
 
 
-def test_a_year_is_enough(fit, photos):
-    assert "--minutes must be above 0 and at most 527,040 (a year), got 1e+308" in fit(photos, "--minutes", "1e308").err
+def test_a_year_is_enough(vitreous):
+    answer = vitreous("fit", "digits", "--minutes", "1e308")
+    assert "--minutes must be above 0 and at most 527,040 (a year), got 1e+308" in answer.err

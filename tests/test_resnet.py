@@ -187,8 +187,8 @@ def test_a_resnet_that_cannot_be_is_refused(changes, message):
 
 def test_a_filter_without_deviation_has_a_gradient():
     stem = ResNetStem(units=(1,)).build(channels=3, width=8, patch_size=4)
-    stem.init_weights()
     with torch.no_grad():
+        stem.init_weights()
         stem.root.weight[0] = 0.5
     stem(random_images(1, 3, 32, 32)).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in stem.parameters())

@@ -240,7 +240,7 @@ def test_the_model_of_a_run_is_never_replaced(source, tmp_path):
 def test_the_folder_one_is_in_is_never_replaced(place, source, tmp_path, monkeypatch):
     (tmp_path / "here" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "deep")
-    with pytest.raises(InputError, match="you are in that folder; give another name|it has other things in it"):
+    with pytest.raises(InputError, match=r"you are in that folder; give another name|it has other things in it"):
         convert(str(source), Path(place))
     assert Path.cwd() == tmp_path / "here" / "deep"
 

@@ -276,7 +276,7 @@ def test_two_norms_of_pooling_are_refused():
 
 def test_a_config_of_another_head_is_refused():
     theirs = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=7)
-    with pytest.raises(InputError, match="the head scores 7 classes, but config.json says num_classes 10"):
+    with pytest.raises(InputError, match=r"the head scores 7 classes, but config.json says num_classes 10"):
         read(theirs.state_dict(), {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
 
 

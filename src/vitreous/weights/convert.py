@@ -80,8 +80,6 @@ def write(product: Product, destination: Path, *, to: str) -> None:
     single = destination.suffix.lower() in SUFFIXES
     if single and destination.suffix != suffix:
         raise InputError(f"{destination}: the {to} layout is written as {suffix}, or as a folder; give one of these")
-    if Path.cwd().is_relative_to(destination):
-        raise InputError(f"cannot write {destination}: you are in that folder; give another name")
     if destination.name == "model" and (destination.parent / "run.json").is_file():
         raise InputError(f"cannot write {destination}: it is the model of a run; give another name")
     if destination.is_dir() == single and destination.exists():
@@ -90,6 +88,8 @@ def write(product: Product, destination: Path, *, to: str) -> None:
     others = [entry.name for entry in destination.iterdir() if entry.name not in FILES] if destination.is_dir() else []
     if others:  # the folder is replaced as a whole
         raise InputError(f"cannot write {destination}: it has other things in it ({some(others)}); give another name")
+    if Path.cwd().is_relative_to(destination):
+        raise InputError(f"cannot write {destination}: you are in that folder; give another name")
     if to == "timm":
         refuse("timm", lacks(product.classifier.config), instead="vitreous")
     if to in ("vitreous", "timm") and not single:

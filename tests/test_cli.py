@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from vitreous.weights.convert import Agreement
+
 COMMANDS = (
     *("fit", "train", "evaluate", "predict", "report", "models"),
     *("budget", "convert", "selftest", "demo", "doctor"),
@@ -488,3 +490,12 @@ def test_capital_and_small_g_are_two_models(vitreous):
     assert [len(said) for said in lines] == [len(vitreous("models", "H/14").out.splitlines())] * 2
     assert "gigantic" in lines[0][1]
     assert "giant_" in lines[1][1]
+
+
+def test_a_conversion_that_is_another_function_ends_with_1(vitreous, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitreous.weights.convert.verify", lambda *_: Agreement(1.0, 1.0, same_class=0, images=4))
+    answer = vitreous("convert", trained, tmp_path / "out", "--verify")
+    assert answer.code == 1
+    assert "ANOTHER FUNCTION" in answer.out
+    answer = vitreous("convert", trained, tmp_path / "out", "--verify", "--json")
+    assert (answer.code, json.loads(answer.out)["holds"]) == (1, False)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -189,6 +190,14 @@ def test_agreement_tells_a_difference(tmp_path):
     found = verify(original, tmp_path / "model.npz")
     assert 0 < found.difference < 0.1 * found.largest
     assert found.images == 4
+    assert found.holds
+
+
+@pytest.mark.parametrize(
+    ("difference", "same_class", "holds"), [(0.009, 4, True), (0.011, 4, False), (0.0, 3, False), (math.nan, 4, False)]
+)
+def test_agreement_holds_within_a_hundredth_and_for_every_image(difference, same_class, holds):
+    assert Agreement(difference=difference, largest=1.0, same_class=same_class, images=4).holds is holds
 
 
 @pytest.mark.parametrize(

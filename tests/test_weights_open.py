@@ -96,7 +96,25 @@ def test_a_config_of_another_model_beside_a_file_is_named_as_the_reason(run, cla
 def test_a_config_that_is_not_about_the_file_is_no_help(classifier, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     torch.save(to_timm(classifier), tmp_path / "w.pt")
-    assert "no config.json" in open_model(str(tmp_path / "w.pt")).extra["assumed"]
+    assert open_model(str(tmp_path / "w.pt")).extra["assumed"].startswith("config.json does not say: assumed")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"lacks model-2\.safetensors, which model\.safetensors\.index\.json names"):
+        open_model(str(tmp_path))
+
+
+def test_class_names_that_are_not_the_heads_are_left_behind_and_said(classifier, tmp_path):
+    said = {"architecture": "vit_tiny_patch16_224", "label_names": ["a", "b"], "model_args": {"num_heads": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    save_file(to_timm(classifier), tmp_path / "model.safetensors")
+    product = open_model(str(tmp_path))
+    assert product.classes is None
+    assert "2 class names, for the head has" in product.extra["left"]
 
 
 def test_an_encoder_alone_is_marked_as_headless(classifier, tmp_path):

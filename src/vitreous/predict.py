@@ -63,6 +63,7 @@ class Model:
         self.headless = headless
         """Whether the weights are an encoder's alone: it embeds, but names no classes."""
         number = module.config.num_classes
+        classes = None if headless else classes  # there is nothing to name
         self.named = classes is not None
         """Whether the class names are known; otherwise classes are called by their number."""
         self.classes = tuple(classes) if classes is not None else tuple(str(i) for i in range(number))

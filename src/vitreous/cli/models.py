@@ -7,6 +7,8 @@ from vitreous.cli.app import TrainedModel, Whole, app, print_json
 from vitreous.errors import InputError, did_you_mean
 from vitreous.tables import table
 
+DIFFERENT = 1
+"""Exit code of a conversion that is read back as another function."""
 MOST = 1e15
 """Of anything that is counted here."""
 
@@ -166,7 +168,7 @@ def convert(
     to
         vitreous, timm, hf (transformers), torchvision, or google (the paper's .npz).
     verify
-        Read what was written, and compare the logits of both on random images.
+        Read what was written, and compare the logits of both on random images; exit code 1 if they differ.
     json
         Print a JSON object.
     """
@@ -178,14 +180,17 @@ def convert(
     facts: dict[str, Any] = {"written": destination, "layout": to, "model": product.describe()}
     if verify:
         agreement = compare(product, Path(destination))
-        facts |= vars(agreement)
+        facts |= {**vars(agreement), "holds": agreement.holds}
+    code = 0 if facts.get("holds", True) else DIFFERENT
     if json:
         print_json(facts)
-        return 0
+        return code
     print(f"{facts['model']} written as {to}: {destination}")
     if verify:
         print(
             f"logits differ by {facts['difference']:.2g} at most, of {facts['largest']:.3g}; "
             f"the same class for {facts['same_class']} of {facts['images']} random images"
         )
-    return 0
+        if code:
+            print("what is read back is ANOTHER FUNCTION: convert to a folder, or to another layout")
+    return code

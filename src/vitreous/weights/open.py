@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vitreous.errors import InputError, did_you_mean
+from vitreous.errors import InputError, did_you_mean, some
 from vitreous.variants import PUBLISHED, encoder
 from vitreous.weights import hub
 from vitreous.weights.download import download, google
@@ -54,6 +54,9 @@ def _open_folder(folder: Path) -> Product:
         return load_product(folder / "model")
     if (folder / CONFIG).is_file():
         if hub.weights_in(folder) is None:
+            if (folder / hub.INDEX).is_file():
+                missing = [shard for shard in hub.shards(folder / hub.INDEX) if not (folder / shard).is_file()]
+                raise InputError(f"{folder} lacks {some(missing)}, which {hub.INDEX} names; copy all files of a model")
             raise InputError(f"{folder} has {CONFIG} but no {WEIGHTS}; copy both files of a model")
         return load_product(folder)
     if (folder / "run.json").is_file():

@@ -150,12 +150,16 @@ def _foreign(document: dict[str, Any], tensors: Tensors) -> Product:
     heads_are_open = foreign.num_heads is None and not any(document.values())
     heads = [f"{encoder.num_heads} heads"] if heads_are_open and isinstance(encoder, ViTConfig) else []
     if assumed := [*heads, *foreign.assumed]:
-        extra["assumed"] = f"no {CONFIG} says otherwise: assumed {', '.join(assumed)}"
-    if foreign.left:
-        extra["left"] = f"left behind: {', '.join(foreign.left)}"
+        silence = f"{CONFIG} does not say" if any(document.values()) else f"no {CONFIG} says otherwise"
+        extra["assumed"] = f"{silence}: assumed {', '.join(assumed)}"
+    left, classes = [*foreign.left], foreign.classes
     if "head.linear.weight" not in foreign.tensors:
-        extra["headless"] = True
-    classes = foreign.classes if foreign.classes and len(foreign.classes) == num_classes else None
+        extra["headless"], classes = True, None
+    if classes is not None and len(classes) != num_classes:
+        left.append(f"{len(classes):,} class names, for the head has {num_classes:,} classes")
+        classes = None
+    if left:
+        extra["left"] = f"left behind: {', '.join(left)}"
     return Product(classifier, EvalView(image_size=encoder.image_size, **foreign.view), classes, extra)
 
 

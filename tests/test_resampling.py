@@ -101,7 +101,7 @@ def test_gradients_are_torchs(method, grid):
 def test_the_weights_of_a_place_sum_to_one(method):
     for old in (1, 2, 5, 14):
         for new in (1, 3, 14, 40):
-            assert_close(interpolation_matrix(old, new, method).sum(1), torch.ones(new), atol=1e-6, rtol=0)
+            assert_close(interpolation_matrix(old, new, method=method).sum(1), torch.ones(new), atol=1e-6, rtol=0)
 
 
 def test_the_same_grid_changes_no_bit():

@@ -33,7 +33,8 @@ def resample(
     if all(isinstance(side, int) for side in grid) and table.shape[:2] == grid:  # symbols are left to the exporter
         return table
     rows, columns = (
-        interpolation_matrix(old, new, method, table.device) for old, new in zip(table.shape[:2], grid, strict=True)
+        interpolation_matrix(old, new, method=method, device=table.device)
+        for old, new in zip(table.shape[:2], grid, strict=True)
     )
     device = table.device.type
     with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
@@ -41,7 +42,7 @@ def resample(
 
 
 def interpolation_matrix(
-    old: int, new: int, method: Resampling, device: torch.device | None = None
+    old: int, new: int, *, method: Resampling, device: torch.device | None = None
 ) -> Float[Tensor, "new old"]:
     """The weights with which `old` values in a row make `new` ones; each row sums to 1."""
     target = torch.arange(new, device=device)

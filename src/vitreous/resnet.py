@@ -68,7 +68,7 @@ def pad_same(x: Image, side: int, stride: int, *, value: float = 0.0) -> Image:
 class PostActivationUnit(nn.Module):
     """A bottleneck with norm and ReLU after each convolution (ResNet v1): the hybrids'."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, eps: Epsilons) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int, eps: Epsilons) -> None:
         super().__init__()
         middle = outputs // 4
         self.conv1 = StandardisedConv(inputs, middle, 1, same=True, eps=eps)
@@ -98,7 +98,7 @@ class PostActivationUnit(nn.Module):
 class PreActivationUnit(nn.Module):
     """A bottleneck with norm and ReLU before each convolution (ResNet v2, arXiv:1603.05027): BiT's."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, eps: Epsilons) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int, eps: Epsilons) -> None:
         super().__init__()
         middle = outputs // 4
         self.norm1 = nn.GroupNorm(GROUPS, inputs, eps=eps.norm)
@@ -124,14 +124,18 @@ class PreActivationUnit(nn.Module):
 
 
 def stages(
-    unit: type[PostActivationUnit] | type[PreActivationUnit], units: tuple[int, ...], multiplier: int, eps: Epsilons
+    unit: type[PostActivationUnit] | type[PreActivationUnit],
+    units: tuple[int, ...],
+    *,
+    multiplier: int,
+    eps: Epsilons,
 ) -> tuple[nn.Sequential, int]:
     """Stages of that many units each and the channels they end with; each stage but the first halves the image."""
     inputs, built = 64 * multiplier, []
     for stage, depth in enumerate(units):
         outputs = 256 * multiplier * 2**stage
-        first = unit(inputs, outputs, 2 if stage else 1, eps)
-        built.append(nn.Sequential(first, *(unit(outputs, outputs, 1, eps) for _ in range(depth - 1))))
+        first = unit(inputs, outputs, stride=2 if stage else 1, eps=eps)
+        built.append(nn.Sequential(first, *(unit(outputs, outputs, stride=1, eps=eps) for _ in range(depth - 1))))
         inputs = outputs
     return nn.Sequential(*built), inputs
 
@@ -198,7 +202,7 @@ class ResNet(nn.Module):
         self.config = config
         eps = config.epsilons
         self.root = StandardisedConv(config.channels, 64 * config.multiplier, 7, stride=2, same=False, eps=eps)
-        self.stages, width = stages(PreActivationUnit, config.units, config.multiplier, eps)
+        self.stages, width = stages(PreActivationUnit, config.units, multiplier=config.multiplier, eps=eps)
         self.norm = nn.GroupNorm(GROUPS, width, eps=eps.norm)
         self.init_weights()
 
@@ -268,7 +272,7 @@ class ResNetPatches(nn.Module):
         eps = config.epsilons
         self.root = StandardisedConv(channels, 64, 7, stride=2, same=True, eps=eps)
         self.norm = nn.GroupNorm(GROUPS, 64, eps=eps.norm)
-        self.stages, features = stages(PostActivationUnit, config.units, 1, eps)
+        self.stages, features = stages(PostActivationUnit, config.units, multiplier=1, eps=eps)
         self.patches = Patchify().build(channels=features, width=width, patch_size=patch_size // config.shrink)
 
     def forward(self, images: Image) -> Float[Tensor, "batch width rows columns"]:

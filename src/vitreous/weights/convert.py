@@ -69,7 +69,8 @@ def convert(
     if to not in LAYOUTS:
         raise InputError(f"no layout {to!r}; choose one of {', '.join(LAYOUTS)}")
     product = open_model(source, progress=progress)
-    product = replace(product, extra={name: value for name, value in product.extra.items() if name != "left"})
+    told = ("left", "assumed")  # `open_model` just did; from here on it is stated
+    product = replace(product, extra={name: value for name, value in product.extra.items() if name not in told})
     write(product, destination, to=to)
     forgotten = google.forgets(product.classifier.config) if to == "google" and destination.suffix == ".npz" else []
     if forgotten and progress is not None:

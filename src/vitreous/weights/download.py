@@ -159,7 +159,7 @@ class _Transfer:
             total = have + int(length) if length else None
             self.say(f"downloading {self.url}{_extent(have, total)}")
             with open(self.part, "ab") as file:
-                for chunk in _chunks(answer, have, total, self.say):
+                for chunk in _chunks(answer, have, total=total, say=self.say):
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
@@ -209,7 +209,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _chunks(
-    answer: http.client.HTTPResponse, have: int, total: int | None, say: Callable[[str], None]
+    answer: http.client.HTTPResponse, have: int, *, total: int | None, say: Callable[[str], None]
 ) -> Iterator[bytes]:
     """The bytes of an answer as they come, and now and then a sentence on how far it is."""
     task, said = Task("", total or 0, have), time.monotonic()

@@ -279,6 +279,8 @@ def _lacks(config: ClassifierConfig) -> dict[str, str]:
     """What of a model Google's code has not."""
     encoder, lacks = config.encoder, beyond_plain(config, square=True)
     assert isinstance(encoder, ViTConfig)
+    if "pooling" in lacks and encoder.class_token:
+        lacks["pooling"] += " beside a class token"
     hybrid = isinstance(encoder.stem, ResNetStem)  # only vision_transformer has these
     learned = isinstance(encoder.position, Learned)
     has = {

@@ -100,7 +100,7 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
     if offline():
         raise InputError(f"{name} is not on this machine and offline mode is on; {instead}")
     try:
-        return _download(repository, revision or "main", instead, progress)
+        return _download(repository, revision or "main", instead=instead, progress=progress)
     except InputError:
         if cached and weights_in(cached):  # whole, as far as anyone without the Hub can tell
             return cached
@@ -122,7 +122,7 @@ def _cached(repository: str, revision: str) -> tuple[Path | None, bool]:
     return folder, not unknown
 
 
-def _download(repository: str, revision: str, instead: str, progress: Callable[[str], None] | None) -> Path:
+def _download(repository: str, revision: str, *, instead: str, progress: Callable[[str], None] | None) -> Path:
     """What `_bring` brings, if the Hub answers; in one sentence why not, if that fails."""
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
@@ -134,7 +134,7 @@ def _download(repository: str, revision: str, instead: str, progress: Callable[[
     if progress is not None:
         progress(f"downloading {repository} from {constants.ENDPOINT}")
     try:
-        return _bring(repository, revision, instead)
+        return _bring(repository, revision, instead=instead)
     except InputError:
         raise
     except errors.GatedRepoError as error:
@@ -157,7 +157,7 @@ def _download(repository: str, revision: str, instead: str, progress: Callable[[
         raise InputError(f"the Hub did not deliver {repository} ({reason}); {instead}") from error
 
 
-def _bring(repository: str, revision: str, instead: str) -> Path:
+def _bring(repository: str, revision: str, *, instead: str) -> Path:
     """The folder in the Hub's cache with the files of the commit that is now `revision`."""
     import huggingface_hub as hub
     from huggingface_hub import errors
@@ -166,12 +166,12 @@ def _bring(repository: str, revision: str, instead: str) -> Path:
     sums = {file.rfilename: None if file.lfs is None else file.lfs.sha256 for file in info.siblings or ()}
     weights = _preferred(sums)
     if weights is None:
-        raise InputError(_lacking(repository, sums, instead))
+        raise InputError(_lacking(repository, sums, instead=instead))
 
     def take(file: str) -> Path:
         path = Path(hub.hf_hub_download(repository, file, revision=info.sha or revision))
         if (expected := sums.get(file)) is not None:
-            _check(path, expected, instead)
+            _check(path, expected, instead=instead)
         return path
 
     for file in COMPANIONS:
@@ -189,7 +189,7 @@ def _bring(repository: str, revision: str, instead: str) -> Path:
     return path.parent
 
 
-def _lacking(repository: str, names: Iterable[str], instead: str) -> str:
+def _lacking(repository: str, names: Iterable[str], *, instead: str) -> str:
     arrays = sorted(name for name in names if name.endswith(".npz") and "/" not in name)
     if arrays:
         return f"{repository} has several weights ({some(arrays)}); download the right one and give its path"
@@ -197,7 +197,7 @@ def _lacking(repository: str, names: Iterable[str], instead: str) -> str:
     return f"{repository} lacks weights ({kinds}), so vitreous cannot read it; {instead}"
 
 
-def _check(path: Path, expected: str, instead: str) -> None:
+def _check(path: Path, expected: str, *, instead: str) -> None:
     """Compare a file's sha256 with the Hub's; one that differs leaves the cache, with all that it links to."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

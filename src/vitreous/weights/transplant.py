@@ -95,11 +95,11 @@ def _adapted(tensors: Tensors, source: ViTConfig, target: ViTConfig) -> Tensors:
     if not target.final_norm:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("norm.")}
     for name in [name for name in tensors if name.startswith("position.")]:
-        tensors[name] = _resized(name, tensors[name], source, target)
+        tensors[name] = _resized(name, tensors[name], source=source, target=target)
     return tensors
 
 
-def _resized(name: str, tensor: Tensor, source: ViTConfig, target: ViTConfig) -> Tensor:
+def _resized(name: str, tensor: Tensor, *, source: ViTConfig, target: ViTConfig) -> Tensor:
     """A tensor of the position embedding for the grid of `target`."""
     rows, columns = target.grid
     position = source.position.kind if isinstance(source.position, EveryLayer) else source.position

@@ -25,17 +25,21 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
         Print a JSON list.
     """
     from vitreous.budget import cost, plain_classifier
+    from vitreous.console import Console
     from vitreous.variants import PUBLISHED, encoder, timm_name
 
-    rows = []
-    whole_names = [name for name in PUBLISHED if name == pattern]
-    for name in whole_names or [name for name in PUBLISHED if name.lower() == pattern.lower()] or PUBLISHED:
-        config = encoder(name)
-        other = timm_name(config) or ""
-        if pattern.lower() in name.lower() or pattern.lower() in other or pattern.lower() in f"vit-{name}".lower():
-            rows.append((name, other, cost(plain_classifier(config))))
-    if not rows:
+    part = pattern.lower()
+    exact = [name for name in PUBLISHED if name == pattern]  # g is not G
+    exact = exact or [name for name in PUBLISHED if name.lower() == part]
+    named = [(name, timm_name(encoder(name)) or "") for name in exact or PUBLISHED]
+    found = [(name, other) for name, other in named if part in f"vit-{name}".lower() or part in other]
+    if not found:
         raise InputError(f"no model matches {pattern!r}{did_you_mean(pattern, PUBLISHED)}")
+    rows = []
+    with Console().task("model", len(found)) as task:
+        for name, other in found:
+            rows.append((name, other, cost(plain_classifier(encoder(name)))))
+            task.update(len(rows))
     if json:
         print_json([{"name": name, "timm": other or None, **vars(spent)} for name, other, spent in rows])
     else:

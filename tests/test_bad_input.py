@@ -462,3 +462,10 @@ def test_parts_that_do_not_go_together_are_said_by_a_dry_run(head, vitreous):
 def test_a_year_is_enough(vitreous):
     answer = vitreous("fit", "digits", "--minutes", "1e308")
     assert "--minutes must be above 0 and at most 527,040 (a year), got 1e+308" in answer.err
+
+
+def test_a_loss_that_leaves_the_numbers_keeps_the_run_that_the_advice_is_about(vitreous):
+    answer = vitreous("train", "smoke", "--learning_rate.peak", "1e30", "--out", "run")
+    assert answer.code == 2
+    assert "vitreous train run/run.json" in answer.err
+    assert Path("run/run.json").is_file()

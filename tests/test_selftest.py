@@ -89,6 +89,15 @@ def test_saved_logits_that_are_damaged_do_not_hold(golden, tmp_path):
     assert last_check(tmp_path / "model").holds is False
 
 
+def test_an_encoder_saved_with_the_logits_of_no_head_is_not_checked(tmp_path):
+    saved(tmp_path / "model", formula_model("ViT"), headless=True)
+    path = tmp_path / "model" / "config.json"
+    document = json.loads(path.read_text())
+    document["vitreous"]["golden"]["logits"] = document["vitreous"]["golden"].pop("features")
+    path.write_text(json.dumps(document))
+    assert last_check(tmp_path / "model").holds is None
+
+
 def test_a_model_without_saved_logits_is_not_checked(vitreous, tmp_path):
     tensors = formula_model("ViT").state_dict()
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(tensors))

@@ -69,6 +69,12 @@ def test_a_single_file_has_the_tensors_bit_for_bit(layout, source, tmp_path):
         assert (again.view, again.classes, again.golden) == (original.view, original.classes, original.golden)
 
 
+def test_class_names_that_are_no_text_are_written_into_a_file_too(tmp_path):
+    names = ("caf\udce9", "b", "c")
+    write(product(classes=names), tmp_path / "model.safetensors", to="vitreous")
+    assert open_model(str(tmp_path / "model.safetensors")).classes == names
+
+
 SILENT = {
     "norm behind layers": product(tiny(block=BranchNorm())),
     "mean": product(ONE_HEAD, pooling=Mean()),

@@ -190,6 +190,7 @@ def test_a_config_of_another_model_is_noticed():
             {"size": {"height": 40, "width": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
             "a resize to a square and then a crop",
         ),
+        ({"size": 40, "do_center_crop": True, "crop_size": 32}, "a resize to a square and then a crop"),
     ],
 )
 def test_a_preparation_that_no_view_does_is_refused(said, message):
@@ -241,8 +242,8 @@ def test_names_that_transformers_makes_up_are_none(tmp_path):
             dataclasses.replace(VIEW, squash=False, crop_ratio=32 / 36, mean=(0.1, 0.2, 0.3)),
         ),
         (
-            {"size": 36, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "image_std": [1, 1, 1]},
-            dataclasses.replace(VIEW, squash=False, crop_ratio=32 / 36, std=(1, 1, 1)),
+            {"size": {"height": 32, "width": 32}, "do_center_crop": True, "crop_size": 32, "image_std": [1, 1, 1]},
+            dataclasses.replace(VIEW, std=(1, 1, 1)),
         ),
         ({"do_normalize": False}, dataclasses.replace(VIEW, mean=(0, 0, 0), std=(1, 1, 1))),
     ],
@@ -256,7 +257,7 @@ def test_the_preparation_of_images_is_read(said, view, tmp_path):
 def test_the_image_is_resized_to_the_pixel_that_was_said():
     for crop in (32, 160, 224, 384):
         for size in range(crop, crop * 3 // 2):
-            said = {"size": size, "crop_size": crop, "do_center_crop": True}
+            said = {"size": {"shortest_edge": size}, "crop_size": crop, "do_center_crop": True}
             assert EvalView(image_size=crop, **huggingface._view(said)).covered == (size, size)
 
 

@@ -230,6 +230,22 @@ def test_positions_of_an_oblong_image_are_read_where_config_json_says_so(documen
     assert difference(ours(images), theirs(images)) == 0.0
 
 
+@torch.no_grad()
+def test_relative_positions_of_an_oblong_image_are_read_where_config_json_says_so():
+    arguments = {"img_size": [224, 112], "rel_pos_type": "bias"}
+    theirs = randomise(timm.create_model("vit_relpos_small_patch16_224", depth=1, **arguments))
+    ours = read(theirs.state_dict(), {"architecture": "vit_relpos_small_patch16_224", "model_args": arguments})
+    images = random_images(1, 3, 224, 112)
+    assert difference(ours(images), theirs(images)) < 1e-5
+
+
+def test_a_grid_that_config_json_does_not_say_is_refused():
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=1)
+    document = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": [112, 250]}}
+    with pytest.raises(InputError, match=r"197 places, no grid of 7 x 15 patches after 1 or 0 .*; fetch config\.json"):
+        read(theirs.state_dict(), document)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -243,9 +259,7 @@ def test_positions_of_an_oblong_image_are_read_where_config_json_says_so(documen
 )
 def test_positions_of_an_oblong_grid_are_refused(name, arguments, message):
     theirs = timm.create_model(name, depth=1, img_size=(224, 112), **arguments)
-    with pytest.raises(
-        InputError, match=f"{message}; vitreous reads positions of images that are not square only with"
-    ):
+    with pytest.raises(InputError, match=f"{message}; fetch the weights again, and if the images were not square"):
         read(theirs.state_dict(), {"architecture": name})
 
 
@@ -267,6 +281,12 @@ def test_arguments_that_change_the_function_are_read(name, arguments):
     assert difference(answers, theirs(images)) < 1e-5
 
 
+def test_a_norm_before_and_one_after_pooling_are_not_one(real):
+    tensors = {**real, "fc_norm.weight": real["norm.weight"], "fc_norm.bias": real["norm.bias"]}
+    with pytest.raises(InputError, match="are the same part of a model"):
+        read(tensors, {"architecture": "vit_tiny_patch16_224", "global_pool": "token"})
+
+
 def test_two_norms_of_pooling_are_refused():
     arguments = {"fc_norm": True, "global_pool": "map", "class_token": False}
     theirs = timm.create_model("vit_tiny_patch16_224", depth=1, **arguments)
@@ -274,10 +294,11 @@ def test_two_norms_of_pooling_are_refused():
         read(theirs.state_dict(), {"architecture": "vit_tiny_patch16_224", "model_args": arguments})
 
 
-def test_a_config_of_another_head_is_refused():
+def test_a_number_of_classes_that_is_not_the_heads_is_left_behind_and_said():
     theirs = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=7)
-    with pytest.raises(InputError, match=r"the head scores 7 classes, but config.json says num_classes 10"):
-        read(theirs.state_dict(), {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
+    document = {"architecture": "vit_tiny_patch16_224", "num_classes": 10}
+    assert layouts.read(theirs.state_dict(), document).left == ("num_classes 10 of config.json, for the head has 7",)
+    assert layouts.read(theirs.state_dict(), document | {"num_classes": 7}).left == ()
 
 
 def test_an_old_representation_layer_is_read():
@@ -301,6 +322,7 @@ def test_an_old_representation_layer_is_read():
         ({"global_pool": "avgmax"}, "pool by 'avgmax'"),
         ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix=True"),
         ({"scale_mlp_norm": True}, "scale_mlp_norm=True"),
+        ({"rope_rotate_half": False}, "rope_rotate_half=False"),
     ],
 )
 def test_arguments_that_change_the_function_without_a_trace_are_refused(arguments, message):

@@ -111,6 +111,8 @@ def test_a_norm_that_stood_before_pooling_may_stand_after_it():
     }
     with pytest.raises(InputError, match="trained with final_norm False, not True"):
         fit_encoder(target(), trained(final_norm=False))
+    with pytest.raises(InputError, match="trained with final_norm True, not False"):
+        fit_encoder(target(final_norm=False), source)
 
 
 def test_a_resnet_is_the_trained_one_whatever_the_image_size():

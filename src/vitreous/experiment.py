@@ -1,7 +1,7 @@
 """One run from data to report: look at the images, train, measure, show."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from vitreous.objectives.supervised import SupervisedObjective
 from vitreous.provenance import describe_run
 from vitreous.run_folder import RunFolder
 from vitreous.seeding import generator
-from vitreous.training import Run, train
+from vitreous.training import Run, build_objective, train
 from vitreous.variants import title
 from vitreous.weights.open import open_model
 from vitreous.weights.product import Product, save_product
@@ -64,8 +64,7 @@ def preview(run: Run) -> dict[str, str]:
     splits = open_data(run.data.path, val=run.data.val).named()
     classes = splits["train"].classes
     spent = cost(plain_classifier(run.model, num_classes=len(classes)))
-    with torch.device("meta"):
-        run.objective.build(run.model, num_classes=len(classes))  # its parts must go together
+    check_parts(replace(run, weights=None), num_classes=len(classes))
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
     batch_size = min(run.batch_size, len(splits["train"]))
     passes = run.steps * batch_size / len(splits["train"])
@@ -74,6 +73,19 @@ def preview(run: Run) -> dict[str, str]:
         "model": f"{title(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",
         "length": f"{run.steps:,} steps of {batch_size} images, {passes:,.1f} passes over the data",
     }
+
+
+def check_parts(run: Run, *, num_classes: int) -> None:
+    """See before anything is written that model, objective and weights go together.
+
+    Raises:
+        InputError: if they do not.
+    """
+    if run.weights is not None:
+        build_objective(run, num_classes=num_classes)
+        return
+    with torch.device("meta"):
+        run.objective.build(run.model, num_classes=num_classes)
 
 
 def check_apart(folder: RunFolder, config: DataConfig) -> None:
@@ -164,7 +176,8 @@ def carry_out(
         Stopped: if it stopped early; the same call goes on.
         InputError: if `folder` holds another run, or its data have changed.
     """
-    fresh = not folder.exists()
+    if not folder.exists():
+        check_parts(run, num_classes=len(prepared.classes))
     record = begin(run, folder, prepared=prepared, world=world, details=details or {})
     if world.device.type == "cpu":  # another number of threads would sum in another order
         world = distributed.start(device="cpu", threads=min(record.get("threads", 0), 4 * cores()) or None)
@@ -173,21 +186,15 @@ def carry_out(
             f"training on {world.device.type} ({world.threads} of {cores()} CPU cores, "
             f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
         )
-        try:
-            objective = train(
-                run,
-                prepared.train,
-                held_out=prepared.held_out,
-                folder=folder,
-                world=world,
-                console=console,
-                time_limit_s=time_limit_s,
-            )
-        except InputError:
-            if fresh and not folder.metrics.exists():  # nothing came of it, and the folder is free for what is mended
-                folder.record.unlink()
-                folder.split.unlink()
-            raise
+        objective = train(
+            run,
+            prepared.train,
+            held_out=prepared.held_out,
+            folder=folder,
+            world=world,
+            console=console,
+            time_limit_s=time_limit_s,
+        )
         if not isinstance(objective, SupervisedObjective):
             raise InputError(f"{type(run.objective).__name__} has no classifier to measure")
         save_product(

@@ -111,8 +111,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         ours = {name: tensor for name, tensor in ours.items() if not name.startswith("decoder.")}
         left.append("the decoder")
     labels = document.get("id2label") or {}
-    num_classes = len(ours.get("head.linear.weight", ()))
-    classes = tuple(str(labels[str(i)]) for i in range(num_classes)) if len(labels) == num_classes else None
+    classes = tuple(str(labels[str(i)]) for i in range(len(labels))) or None
     if classes and all(re.fullmatch(r"LABEL_\d+", name) for name in classes):
         classes = None
     return Foreign(
@@ -136,28 +135,29 @@ def _view(preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
         InputError: if it prepares images in a way that no view does.
     """
     said = preprocessor or {}
-    cropped, given = said.get("do_center_crop", False), said.get("size")
-    exact = isinstance(given, Mapping) and "shortest_edge" not in given
+    size, cropped = said.get("size"), said.get("do_center_crop", False)
+    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    resized = None if shortest else _sides(size)
+    crop = (_sides(said.get("crop_size")) or resized) if cropped else None
     strange = {
         "do_rescale false": not said.get("do_rescale", True),
         f"the filter {said.get('resample')}": said.get("resample", 2) not in FILTERS,
-        "a size of the shortest edge and no crop": isinstance(given, Mapping) and not exact and not cropped,
-        "a resize to a square and then a crop": exact and cropped and given != said.get("crop_size", given),
+        "a size of the shortest edge and no crop": shortest is not None and crop is None,
+        "a resize to a square and then a crop": resized is not None and crop is not None and crop != resized,
     }
     if any(strange.values()):
         words = ", ".join(name for name, found in strange.items() if found)
         raise InputError(f"{PREPROCESSOR} has {words}, which vitreous cannot do; change it, or take it away")
-    size, crop = (_side(said.get(name)) for name in ("size", "crop_size"))
     ratio = 1.0
-    if cropped and crop and size and crop <= size:
-        ratio = crop / size
-        if math.floor(crop / ratio) < size:  # rounding made the resized image a pixel smaller
+    if shortest and crop and max(crop) <= shortest:
+        ratio = max(crop) / shortest
+        if math.floor(max(crop) / ratio) < shortest:  # rounding made the resized image a pixel smaller
             ratio = math.nextafter(ratio, 0)
     mean, std = said.get("image_mean", (0.5, 0.5, 0.5)), said.get("image_std", (0.5, 0.5, 0.5))
     if not said.get("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return {
-        "squash": not cropped,
+        "squash": shortest is None,
         "crop_ratio": ratio,
         "interpolation": FILTERS[said.get("resample", 2)],
         "mean": tuple(mean),
@@ -165,10 +165,9 @@ def _view(preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _side(size: Any) -> int | None:
-    if isinstance(size, Mapping):
-        return size.get("shortest_edge") or size.get("height")
-    return size
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Height and width; a number alone is both."""
+    return (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size) if size else None
 
 
 def write(classifier: Classifier) -> Tensors:

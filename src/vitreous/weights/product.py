@@ -71,7 +71,7 @@ def save_product(folder: Path, product: Product) -> None:
 def safetensors_bytes(tensors: Tensors, *, config: bytes | None = None) -> bytes:
     """The tensors as a .safetensors file, in float32; `config`, a config.json, goes into its metadata."""
     plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    said = {} if config is None else {CONFIG: config.decode("utf-8", "surrogateescape")}
+    said = {} if config is None else {CONFIG: json.dumps(json.loads(config.decode("utf-8", "surrogateescape")))}
     return save(plain, metadata={"format": "pt", **said})
 
 

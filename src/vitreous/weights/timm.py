@@ -12,6 +12,7 @@ from vitreous.pooling import AttentionPool, ClassToken, Mean, Pooling
 from vitreous.position import NoPosition, RoPE2d
 from vitreous.resnet import TIMM
 from vitreous.weights.infer import Foreign
+from vitreous.weights.mapping import rename
 from vitreous.weights.timm_tensors import from_timm
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -43,14 +44,14 @@ READ = frozenset(
         *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio"),
         *("global_pool", "class_token", "reg_tokens", "num_reg_tokens", "pos_embed", "no_embed_class", "act_layer"),
         *("qkv_bias", "qkv_fused", "qk_norm", "init_values", "pre_norm", "final_norm", "fc_norm", "use_fc_norm"),
-        *("rel_pos_type", "rel_pos_dim", "shared_rel_pos", "attn_type", "rope_temperature", "rope_rotate_half"),
-        *("use_rot_pos_emb", "swiglu_mlp", "swiglu_align_to", "proj_bias", "strict_img_size", "dynamic_img_size"),
+        *("rel_pos_type", "rel_pos_dim", "shared_rel_pos", "attn_type", "rope_temperature"),
+        *("swiglu_mlp", "swiglu_align_to", "proj_bias", "strict_img_size", "dynamic_img_size"),
         *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
         *("weight_init", "fix_init", "head_init_scale", "zero_init_last", "dynamic_img_pad", "layers", "width_factor"),
     )
 )
 """Arguments of timm's that are read, or that tensors tell, or that are for training alone."""
-AS_READ = {"rope_type": "dinov3", "rope_grid_indexing": "ij"}
+AS_READ = {"rope_type": "dinov3", "rope_grid_indexing": "ij", "rope_rotate_half": True, "use_rot_pos_emb": True}
 """Arguments of which one value is read."""
 
 
@@ -91,12 +92,15 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
     height, width = (size, size) if isinstance(size, int) else size
     facts["image_size"] = height if height == width else (height, width)
     if facts.get("pooling") == ClassToken() and "global_pool" in {**arguments, **document}:
-        tensors = {
-            name.replace("fc_norm.", "norm."): tensor for name, tensor in tensors.items()
-        }  # of one token the same
-    ours = from_timm(tensors, image=(height, width))
-    unread = {key: said for key, said in arguments.items() if key not in READ and said not in (None, False)}
-    unread = {key: said for key, said in unread.items() if AS_READ.get(key) != said}
+        tensors = rename(tensors, (("fc_norm", "norm"),))  # of one token the same
+    patch = tensors["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in tensors else 0
+    oblong = height != width and patch and not any(".backbone." in name for name in tensors)
+    ours = from_timm(tensors, grid=(height // patch, width // patch) if oblong else None)
+    unread = {
+        key: said
+        for key, said in arguments.items()
+        if (said != AS_READ[key] if key in AS_READ else key not in READ and said not in (None, False))
+    }
     gated = any(name.endswith(".mlp.gate.weight") for name in ours)
     if (activation := arguments.get("act_layer")) in ACTIVATIONS:
         facts["feed_forward"] = ACTIVATIONS[activation]
@@ -116,10 +120,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         "std": tuple(pretrained.get("std", (0.5, 0.5, 0.5))),
     }
     classes, told = len(ours.get("head.linear.weight", ())), document.get("num_classes")
-    if told and classes and told != classes:
-        raise InputError(
-            f"the head scores {classes} classes, but config.json says num_classes {told}; fetch both again"
-        )
+    left = (f"num_classes {told} of config.json, for the head has {classes}",) if 0 < classes != told else ()
     names = document.get("label_names") or pretrained.get("label_names") or ()
     if isinstance(names, dict):
         names = [names[str(i)] for i in range(len(names))]
@@ -131,6 +132,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         resnet=TIMM,
         view=view,
         classes=tuple(names) or None,
+        left=left if told else (),
         assumed=(
             *(() if "architecture" in document or gated else ("a GELU with erf",)),
             *(() if pretrained else ("pixels from -1 to 1", "bicubic resize", f"crop ratio {crop_ratio}")),

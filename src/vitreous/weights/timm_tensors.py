@@ -13,6 +13,7 @@ from vitreous.feed_forward import SwiGLU
 from vitreous.pooling import Mean
 from vitreous.position import Learned, RoPE2d, SinCos2dEmbedding
 from vitreous.relative import RelativeBias
+from vitreous.resampling import Grid
 from vitreous.resnet import ResNetConfig, ResNetStem
 from vitreous.vit import ViT, ViTConfig
 from vitreous.weights.mapping import Rules, Tensors, inverse, joined, rename, shape, with_axes
@@ -92,15 +93,16 @@ TABLE = re.compile(r"(?:blocks\.(\d+)\.attn\.rel_pos|shared_rel_pos)\.relative_p
 
 
 def from_timm(
-    tensors: Mapping[str, Tensor], *, config: ClassifierConfig | None = None, image: tuple[int, int] = (1, 1)
+    tensors: Mapping[str, Tensor], *, config: ClassifierConfig | None = None, grid: Grid | None = None
 ) -> Tensors:
     """Tensors in timm's layout under our names; `config`, where known, settles what the names leave open.
 
-    Without one, positions are taken to be of an image in the proportions of `image`, its height and width.
+    `grid` is that of the positions, which otherwise is the config's, or square.
 
     Raises:
-        InputError: if they are not.
+        InputError: if the positions are of another grid.
     """
+    grid = grid if config is None else config.encoder.grid
     theirs = dict(tensors)
     hybrid = any(name.startswith("patch_embed.backbone.") for name in theirs)
     parallel = [name for name in theirs if name.endswith(".in_proj.weight")]
@@ -122,8 +124,8 @@ def from_timm(
         layer, table = int(match[1] or 0), theirs.pop(name)
         class_rows = 3 if "cls_token" in theirs else 0
         offsets, of_class_token = table.split([max(len(table) - class_rows, 0), min(len(table), class_rows)])
-        grid = None if config is None else (2 * config.encoder.grid[0] - 1, 2 * config.encoder.grid[1] - 1)
-        _, theirs[f"encoder.position.layers.{layer}.table"] = split_places(name, offsets, prefix=[0], grid=grid)
+        sides = None if grid is None else (2 * grid[0] - 1, 2 * grid[1] - 1)
+        _, theirs[f"encoder.position.layers.{layer}.table"] = split_places(name, offsets, prefix=[0], grid=sides)
         if class_rows:
             theirs[f"encoder.position.layers.{layer}.class_token"] = of_class_token
     for name in [name for name in theirs if name.endswith(".attn.q_bias")]:
@@ -138,7 +140,7 @@ def from_timm(
         return ours
     if config is not None:
         _drop_what_is_computed(ours, config)
-    return _with_prefix(ours, config, image)
+    return _with_prefix(ours, grid)
 
 
 def _split_parallel(tensors: Tensors, block: str) -> None:
@@ -189,7 +191,7 @@ def _drop_what_is_computed(ours: Tensors, config: ClassifierConfig) -> None:
         ours.pop("pos_embed", None)
 
 
-def _with_prefix(ours: Tensors, config: ClassifierConfig | None, image: tuple[int, int]) -> Tensors:
+def _with_prefix(ours: Tensors, grid: Grid | None) -> Tensors:
     """The prefix tokens as one tensor, and the position table apart from the places of the prefix."""
     tokens = {name: with_axes(ours, name, 3)[0] for name in ("cls_token", "dist_token", "reg_token") if name in ours}
     for name in tokens:
@@ -201,8 +203,7 @@ def _with_prefix(ours: Tensors, config: ClassifierConfig | None, image: tuple[in
         places = with_axes(ours, "pos_embed", 3)[0]
         joined({"pos_embed": places, **tokens})  # of the same width
         del ours["pos_embed"]
-        grid = None if config is None else config.encoder.grid
-        slots, table = split_places("pos_embed", places, prefix=[len(prefix), 0], grid=grid, image=image)
+        slots, table = split_places("pos_embed", places, prefix=[len(prefix), 0], grid=grid)
         ours["encoder.position.table"] = table
         if len(slots) and "cls_token" in tokens:
             ours["encoder.position.class_token"] = slots[:1]

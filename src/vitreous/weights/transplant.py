@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.errors import InputError
+from vitreous.pooling import Mean
 from vitreous.position import EveryLayer, Position, Trained
 from vitreous.relative import RelativeBias, RelativeKeys
 from vitreous.resampling import resample
@@ -38,7 +39,7 @@ def fit_encoder(config: ClassifierConfig, product: Product) -> Classifier:
     """
     source, target = product.classifier.config, config
     name = title(target.encoder)
-    _check_same_function(source.encoder, target.encoder, name)
+    _check_same_function(source.encoder, target, name=name)
     classifier = config.build()
     encoder = product.classifier.encoder.state_dict()
     if isinstance(source.encoder, ViTConfig) and isinstance(target.encoder, ViTConfig):
@@ -52,16 +53,16 @@ def fit_encoder(config: ClassifierConfig, product: Product) -> Classifier:
     return classifier
 
 
-def _check_same_function(source: Encoder, target: Encoder, name: str) -> None:
+def _check_same_function(source: Encoder, target: ClassifierConfig, *, name: str) -> None:
     """See that what tensors do not tell is the same."""
-    if type(source) is not type(target):
+    if type(source) is not type(target.encoder):
         raise InputError(f"these weights do not fit {name}: they are a {title(source)}")
     for field in dataclasses.fields(source):
-        theirs, wanted = getattr(source, field.name), getattr(target, field.name)
+        theirs, wanted = getattr(source, field.name), getattr(target.encoder, field.name)
         if field.name == "position":
             theirs, wanted = _kind(theirs), _kind(wanted)
-        if field.name == "final_norm" and theirs and not wanted:  # left behind: pooling has a norm of its own then
-            continue
+        if field.name == "final_norm" and theirs and isinstance(target.pooling, Mean) and target.pooling.norm:
+            continue  # the pooling has a norm of its own, so the encoder has none (MAE's fine-tuning)
         if field.name not in MAY_DIFFER and theirs != wanted:
             raise InputError(
                 f"these weights do not fit {name}: they were trained with {field.name} {theirs}, not {wanted}"

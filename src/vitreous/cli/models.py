@@ -1,5 +1,6 @@
 """Commands about models themselves: models, budget, convert."""
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,8 @@ def models(pattern: str = "", /, *, json: bool = False) -> int:
     if not found:
         raise InputError(f"no model matches {pattern!r}{did_you_mean(pattern, PUBLISHED)}")
     rows = []
-    with Console().task("model", len(found)) as task:
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    with Console(quiet=not watched).task("model", len(found)) as task:
         for name, other in found:
             rows.append((name, other, cost(plain_classifier(encoder(name)))))
             task.update(len(rows))

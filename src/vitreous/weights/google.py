@@ -268,9 +268,7 @@ def forgets(config: ClassifierConfig) -> list[str]:
     forgotten = []
     if isinstance(encoder, ViTConfig) and encoder.feed_forward != GELU(tanh=True):
         forgotten.append(f"feed_forward={encoder.feed_forward}")
-    if isinstance(stem, ResNetStem) and stem.epsilons != VISION_TRANSFORMER:
-        forgotten.append(str(stem.epsilons))
-    if isinstance(stem, ResNetConfig) and stem.epsilons != BIG_VISION:
+    if isinstance(stem, ResNetStem | ResNetConfig) and stem.epsilons != type(stem)().epsilons:  # the default is theirs
         forgotten.append(str(stem.epsilons))
     return forgotten
 

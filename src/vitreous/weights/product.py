@@ -110,14 +110,14 @@ def load_product(folder: Path, *, weights: str | None = None) -> Product:
     path = folder / weights if weights else weights_in(folder)
     if path is None:
         raise InputError(f"{folder} has no {WEIGHTS}; copy all files of a model")
-    document = read_metadata(path).get(CONFIG) or read_config(folder / CONFIG)
+    inside = read_metadata(path).get(CONFIG)
+    document = inside or read_config(folder / CONFIG)
     tensors = read_tensors(path)
     if "vitreous" not in document and huggingface.fits(tensors):
         document |= {huggingface.PREPROCESSOR: read_config(folder / huggingface.PREPROCESSOR)}
     try:
         return _ours(document, tensors) if "vitreous" in document else _foreign(document, tensors)
     except InputError as error:
-        inside = CONFIG in read_metadata(path)
         beside = f", read with the {CONFIG} beside it" if weights and (folder / CONFIG).is_file() and not inside else ""
         raise InputError(f"{path}{beside}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:

@@ -120,7 +120,8 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         "std": tuple(pretrained.get("std", (0.5, 0.5, 0.5))),
     }
     classes, told = len(ours.get("head.linear.weight", ())), document.get("num_classes")
-    left = (f"num_classes {told} of config.json, for the head has {classes}",) if 0 < classes != told else ()
+    differ = told and 0 < classes != told
+    left = (f"num_classes {told} of config.json, for the head has {classes}",) if differ else ()
     names = document.get("label_names") or pretrained.get("label_names") or ()
     if isinstance(names, dict):
         names = [names[str(i)] for i in range(len(names))]
@@ -132,7 +133,7 @@ def read(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> Foreign:
         resnet=TIMM,
         view=view,
         classes=tuple(names) or None,
-        left=left if told else (),
+        left=left,
         assumed=(
             *(() if "architecture" in document or gated else ("a GELU with erf",)),
             *(() if pretrained else ("pixels from -1 to 1", "bicubic resize", f"crop ratio {crop_ratio}")),

@@ -56,7 +56,13 @@ class ClassScores:
 
 def class_scores(confusion: Int[np.ndarray, "cls cls"]) -> ClassScores:
     """Precision, recall and their harmonic mean for every class."""
-    hit, count, claimed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return scores_of_counts(np.diag(confusion), confusion.sum(axis=1), claimed=confusion.sum(axis=0))
+
+
+def scores_of_counts(
+    hit: Int[np.ndarray, " cls"], count: Int[np.ndarray, " cls"], *, claimed: Int[np.ndarray, " cls"]
+) -> ClassScores:
+    """`class_scores` from how many images of each class there are, are predicted to be of it, and both."""
 
     def over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
         return np.divide(top, bottom, out=np.zeros(len(top)), where=bottom > 0)

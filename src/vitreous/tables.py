@@ -15,8 +15,18 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
         if share := figures[name]:
             interval = f"95 % interval {share['low']:.2%} to {share['high']:.2%}"
             rows.append((f"top-{name[3:]}", f"{share['value']:.2%}", interval))
-    rows.append(("macro F1", f"{figures['macro_f1']:.4f}", ""))
+    if real := figures.get("real"):
+        share, left = real["top1"], real["without_label"]
+        said = f"95 % interval {share['low']:.2%} to {share['high']:.2%}; {left:,} images have no ReaL label"
+        rows.append(("ReaL", f"{share['value']:.2%}", said))
+    between = figures.get("intervals", {}).get("macro_f1")
+    said = f"95 % interval {between['low']:.4f} to {between['high']:.4f}" if between else ""
+    rows.append(("macro F1", f"{figures['macro_f1']:.4f}", said))
     rows.append(("calibration", f"{figures['ece']:.4f}", "expected error of the stated confidence (ECE)"))
+    if scaled := figures.get("temperature"):
+        rows.append(
+            ("temperature", f"{scaled['temperature']:.3f}", f"ECE {scaled['ece']:.4f} once logits are divided by it")
+        )
     rows.append(("images", f"{figures['num_images']:,}", f"{figures['split']}"))
     return rows
 

@@ -1,6 +1,7 @@
 """The application that the commands join, and what they share."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -44,3 +45,29 @@ app = App(
 def print_json(value: Any) -> None:
     """The one answer of a command that is asked for JSON."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def class_names(file: str | None) -> list[str] | None:
+    """The lines of a file."""
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class names from {file}: {error}; give a text file, one name a line") from None
+
+
+def changes(tokens: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Field names and values from `--a.b value` and `--a.b=value`."""
+    rest, pairs = list(tokens), []
+    while rest:
+        token = rest.pop(0)
+        name, equals, value = token.partition("=")
+        if not name.startswith("--"):
+            raise InputError(f"a field is changed by --name value, got {token!r}")
+        if not equals:
+            if not rest:
+                raise InputError(f"{name} needs a value")
+            value = rest.pop(0)
+        pairs.append((name[2:].replace("-", "_"), value))
+    return pairs

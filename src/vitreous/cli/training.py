@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from vitreous.cli.app import Device, Whole, app, print_json
+from vitreous.cli.app import Device, Whole, app, changes, print_json
 from vitreous.errors import InputError
 from vitreous.tables import figure_rows, table
 
@@ -201,19 +201,3 @@ def finish(finished: Any, *, json: bool) -> int:
     print(f"\nrun      {folder.path}\nmodel    {folder.model}\nreport   {finished.report}")
     print(f"\nnext     vitreous predict {folder.path} IMAGES   ·   open {finished.report}")
     return 0
-
-
-def changes(tokens: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Field names and values from `--a.b value` and `--a.b=value`."""
-    rest, pairs = list(tokens), []
-    while rest:
-        token = rest.pop(0)
-        name, equals, value = token.partition("=")
-        if not name.startswith("--"):
-            raise InputError(f"a field is changed by --name value, got {token!r}")
-        if not equals:
-            if not rest:
-                raise InputError(f"{name} needs a value")
-            value = rest.pop(0)
-        pairs.append((name[2:].replace("-", "_"), value))
-    return pairs

@@ -2,11 +2,12 @@
 
 import difflib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vitreous.data import named
+from vitreous.data import imagenet, named
 from vitreous.data.archives import TAR_SUFFIXES, list_archive
 from vitreous.data.folders import list_folder
 from vitreous.data.listing import Listing, Splits
@@ -14,7 +15,11 @@ from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from vitreous.data.source import Source
 from vitreous.errors import InputError, did_you_mean, some
 
-NAMED_FOLDERS = {"cifar10": named.cifar10, "fashion-mnist": named.fashion_mnist}
+NAMED_FOLDERS = {
+    "cifar10": named.cifar10,
+    "fashion-mnist": named.fashion_mnist,
+    **{name: partial(imagenet.imagenet_set, name) for name in imagenet.CLASSES},
+}
 
 
 def open_data(path_or_name: str, *, val: str | None = None) -> Splits:

@@ -12,7 +12,7 @@ from vitreous.data.listing import Splits
 from vitreous.data.source import ArraySource, Source
 from vitreous.errors import InputError
 
-NAMES = ("digits", "cifar10:PATH", "fashion-mnist:PATH")
+NAMES = ("digits", "cifar10:PATH", "fashion-mnist:PATH")  # to train on; imagenet-a:PATH and so on only measure
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),

@@ -17,6 +17,8 @@ from vitreous.data.source import Source
 from vitreous.data.views import EvalView
 from vitreous.distributed import World
 from vitreous.errors import InputError, some
+from vitreous.evaluation.bootstrap import intervals
+from vitreous.evaluation.calibration import temperature_figures
 from vitreous.files import csv_text
 
 
@@ -78,7 +80,8 @@ def scores(
     """Every figure of a classification, as plain JSON types.
 
     Keys: split, num_images, loss, top1 and top5 ({value, low, high}, 95 % intervals; top5 is None for five
-    classes or fewer), macro_f1, ece, reliability, per_class, confusion (true rows, predicted columns).
+    classes or fewer), macro_f1, ece, reliability, intervals (bootstrapped: of loss, macro_f1, mean_recall), temperature
+    (see `temperature_figures`), per_class, confusion (true rows, predicted columns).
     Classes that neither occur nor are predicted are left out of `per_class` and `confusion`; `macro_f1` is the mean
     over those that occur.
     """
@@ -99,6 +102,8 @@ def scores(
         "macro_f1": float(rows.f1[occurring].mean()) if occurring.any() else 0.0,
         "ece": metrics.calibration_error(bins),
         "reliability": [asdict(b) for b in bins],
+        "intervals": {name: asdict(of) for name, of in intervals(predicted, labels, num_classes=len(classes)).items()},
+        "temperature": temperature_figures(predicted, labels),
         "per_class": [
             {
                 "name": classes[c],
@@ -111,6 +116,17 @@ def scores(
         ],
         "confusion": confusion.tolist(),
     }
+
+
+def only(
+    predicted: Float[np.ndarray, "image cls"], positions: Int[np.ndarray, " some"]
+) -> Float[np.ndarray, "image cls"]:
+    """Probabilities given that one of the classes at `positions` is the right one."""
+    kept = np.zeros_like(predicted)
+    kept[:, positions] = predicted[:, positions]
+    total = kept.sum(axis=1, keepdims=True)
+    kept[:, positions] += total == 0  # all of them so improbable that they are zero: nothing is known
+    return kept / kept.sum(axis=1, keepdims=True)
 
 
 def predictions_csv(
@@ -135,13 +151,15 @@ def evaluate(
     classes: Sequence[str],
     split: str,
     world: World,
+    among_data: bool = False,
     batch_size: int = 64,
     num_workers: int = 0,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
     """`scores` of a classifier whose outputs are `classes`, on data whose classes map to them by name.
 
-    Also the class probabilities of every image, (image, cls).
+    Also the class probabilities of every image, (image, cls). `among_data` lets the model choose among the data's
+    classes alone: the others get probability 0, and the rest sums to 1.
 
     Raises:
         InputError: if images have no label, a class is unknown to the model, or its outputs are no numbers.
@@ -149,11 +167,14 @@ def evaluate(
     started = time.monotonic()
     if len(source) == 0 or (source.labels < 0).any():
         raise InputError("evaluation needs labelled images, but some have no label; use folders named by class")
-    labels = class_positions(source.classes, classes)[source.labels]
+    positions = class_positions(source.classes, classes)
+    labels = positions[source.labels]
     predicted = probabilities(
         classifier, source, view, world=world, batch_size=batch_size, num_workers=num_workers, console=console
     )
     if not np.isfinite(predicted).all():
         raise InputError("the model gives no numbers for some images (infinite or NaN); its weights are broken")
+    if among_data:
+        predicted = only(predicted, positions)
     figures = scores(predicted, labels, classes=classes, split=split)
     return {**figures, "seconds": time.monotonic() - started}, predicted

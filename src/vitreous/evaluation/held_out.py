@@ -1,4 +1,4 @@
-"""Labelled images to measure a model on, whatever splits they come in."""
+"""Labelled images to measure a model on, and others to learn from first, whatever splits they come in."""
 
 import os
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from vitreous.console import Console
 from vitreous.data.layouts import absolute, open_held_out
-from vitreous.data.prepare import BadFile, DataConfig, reopen
+from vitreous.data.prepare import BadFile, DataConfig, prepare, reopen
 from vitreous.data.source import Source
 from vitreous.data.survey import survey
 from vitreous.errors import InputError
+from vitreous.evaluation.base import Labelled
 from vitreous.files import read_text
 from vitreous.run_folder import RunFolder
 
@@ -33,13 +34,11 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
     Raises:
         InputError: if no image is labelled and readable.
     """
-    if (run := _run_of(model)) is not None:
-        config = DataConfig.of_run(run.read())
-        if config.path == absolute(data, Path()):
-            splits = reopen(config, read_text(run.split))
-            split = "test" if "test" in splits else "val"
-            console.say(f"measuring on the {split} images that {run.path} held out")
-            return HeldOut(split, splits[split], [])
+    if (run := _run_of(model)) is not None and _same_data(run, data):
+        splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
+        split = "test" if "test" in splits else "val"
+        console.say(f"measuring on the {split} images that {run.path} held out")
+        return HeldOut(split, splits[split], [])
     split, source, notes = open_held_out(data)
     for note in notes:
         console.say(f"{data}: {note}")
@@ -53,6 +52,47 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
     if len(found.usable) == 0:
         raise InputError(f"no image of {data} can be read ({bad[0].name}: {bad[0].reason}); give images")
     return HeldOut(split, source.select(found.usable), bad)
+
+
+def learning_images(data: str, *, val: str | None, model: str, console: Console) -> tuple[Labelled, list[BadFile]]:
+    """Images at `data` to learn from and to measure on, and the files that cannot be read.
+
+    Splits that exist are kept: what is measured is test, else val; where there are both, val chooses settings. `val`
+    names other data to measure on. Data in one piece lose a fifth of each class to test; where `model` is a run that
+    was trained on `data`, the splits are those of the run.
+
+    Raises:
+        InputError: if the data cannot be used; says why and what to do.
+    """
+    config = DataConfig(path=data, val=val)
+    if val is None and (run := _run_of(model)) is not None and _same_data(run, data):
+        splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
+        train, rest, bad = splits["train"], (splits.get("val"), splits.get("test")), []
+        console.say(f"the splits are those of {run.path}")
+    else:
+        with console.task("image", 0) as task:
+
+            def show(done: int, total: int) -> None:
+                task.expect(total)
+                task.update(done)
+
+            prepared = prepare(config, progress=show)
+        train, rest, bad = prepared.train, (prepared.val, prepared.test), prepared.bad
+        for note in prepared.summary["notes"]:
+            console.say(f"{data}: {note}")
+    match rest:
+        case (dev, test) if test is not None:
+            found = Labelled(train, test, "test", dev)
+        case (val_images, _):
+            assert val_images is not None, "something is always held out"
+            found = Labelled(train, val_images, "val")
+    chosen = f", settings chosen on {len(found.dev):,} of val" if found.dev is not None else ""
+    console.say(f"learning from {len(train):,} images{chosen}, measuring on {len(found.test):,} of {found.split}")
+    return found, bad
+
+
+def _same_data(run: RunFolder, data: str) -> bool:
+    return DataConfig.of_run(run.read()).path == absolute(data, Path())
 
 
 def _run_of(model: str) -> RunFolder | None:

@@ -1,0 +1,99 @@
+"""What every evaluation on frozen features shares."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitreous.config import Config
+from vitreous.console import Console
+from vitreous.data.source import Source
+from vitreous.errors import InputError
+from vitreous.evaluation.features import Features, Frozen
+from vitreous.metrics import Share
+from vitreous.seeding import generator
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images to learn from and images to measure on, labelled by the same classes."""
+
+    train: Source | None
+    """None where nothing is to be learned."""
+    test: Source
+    split: str = "test"
+    """What the measured split is called: test, val or all."""
+    dev: Source | None = None
+    """Images to choose settings by; where there are none, an evaluation holds back a part of `train`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the labels, the same for all images."""
+        return self.test.classes
+
+    @property
+    def training(self) -> Source:
+        """`train`, which is there for every evaluation that learns."""
+        assert self.train is not None
+        return self.train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found."""
+
+    rows: list[tuple[str, ...]]
+    """For people: the setting, its score, and more about it."""
+    figures: dict[str, Any]
+    """The same and more, as JSON types."""
+    notes: Sequence[str] = field(default_factory=list)
+    """What was left out or assumed, a sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Config):
+    """One way of measuring a model on labelled images."""
+
+    def learns(self, model: Frozen, classes: Sequence[str]) -> bool:
+        """Whether images of these classes are needed to learn from."""
+        return True
+
+    @abstractmethod
+    def run(self, model: Frozen, data: Labelled, *, console: Console) -> Outcome:
+        """Measure `model` on `data.test`, after learning from `data.train` where the evaluation learns.
+
+        Raises:
+            InputError: if the data do not suffice; says what is missing.
+        """
+
+
+def learning_parts(train: Features, dev: Features | None, *, seed: int) -> tuple[Features, Features]:
+    """Features to learn from, and features to choose settings by: `dev`, or else a tenth of each class of `train`.
+
+    Every class keeps an image to learn from; a class of one image has none to choose by.
+    """
+    if dev is not None:
+        return train, dev
+    held_back = np.zeros(len(train.labels), dtype=bool)
+    for label in np.unique(train.labels):
+        members = generator(seed, "dev", int(label)).permutation(np.flatnonzero(train.labels == label))
+        held_back[members[: min(max(round(len(members) / 10), 1), len(members) - 1)]] = True
+    if not held_back.any():
+        raise InputError(
+            "settings are chosen on images held back from training, but no class has two; give more images"
+        )
+    return train.select(np.flatnonzero(~held_back)), train.select(np.flatnonzero(held_back))
+
+
+def interval(share: Share) -> str:
+    """The 95 % interval of a share, for a table."""
+    return f"{share.low:.2%} to {share.high:.2%}"
+
+
+def at_the_edge(setting: str, grid: Sequence[float], best: int) -> list[str]:
+    """A note where the best of a grid is the first or last of it."""
+    if len(grid) > 1 and best in (0, len(grid) - 1):
+        return [f"the best {setting}, {grid[best]:g}, is at the end of the grid: a better one may lie beyond it"]
+    return []

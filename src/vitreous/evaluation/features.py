@@ -1,0 +1,208 @@
+"""Features of a frozen model, computed once: kept on disk by the content of images and weights.
+
+An entry is the rows of up to `CHUNK` images. Its name is a digest of all that they depend on: the tensors and the
+config of the model, the view, the precision, and the bytes of each image in order. Equal work is found again whatever
+the files are called now; a stopped command loses one chunk at most; an entry that has changed on the disk is computed
+again.
+"""
+
+import copy
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitreous.classifier import Classifier
+from vitreous.console import Console, Task
+from vitreous.data.loader import evaluation_batches
+from vitreous.data.source import Source
+from vitreous.data.views import EvalView
+from vitreous.distributed import World
+from vitreous.errors import InputError
+from vitreous.files import write_bytes
+from vitreous.packing import pays
+from vitreous.weights.hub import cache_folder
+
+CHUNK = 1024
+"""Images an entry holds."""
+FORMAT = 1
+"""Changes when the same inputs give other features."""
+DIGEST_BYTES = 16
+
+Function = Callable[[Float[Tensor, "batch channel height width_px"], Int[np.ndarray, " batch"]], Tensor]
+"""From images and their positions in the source to features."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """One row an image, and what the image shows."""
+
+    values: np.ndarray
+    """(image, width) float32 of what the head sees, or (image, patch, width) float16 of every patch token."""
+    labels: Int[np.ndarray, " image"]
+
+    def select(self, rows: np.ndarray) -> "Features":
+        """The images at `rows`, in that order."""
+        return Features(self.values[rows], self.labels[rows])
+
+
+def joined(*parts: Features) -> Features:
+    """The images of all parts."""
+    return Features(np.concatenate([part.values for part in parts]), np.concatenate([part.labels for part in parts]))
+
+
+class Frozen:
+    """A model that is looked through and not trained: images in, features out."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        view: EvalView,
+        *,
+        world: World,
+        classes: Sequence[str] | None = None,
+        faster: Classifier | None = None,
+        cache: Path | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        """The model `classifier`; `faster` computes the same function.
+
+        `classes` names the outputs of the head, None where they mean nothing; `cache` is where features are kept, None
+        keeps none.
+        """
+        self.classes = None if classes is None else tuple(classes)
+        self.classifier, self.view, self.world = classifier.eval(), view, world
+        self.answering = faster or classifier
+        self.cache, self.batch_size, self.num_workers = cache, batch_size, num_workers
+        self.console = console or Console(quiet=True)
+        self._key: str | None = None
+        self._known: dict[tuple[int, str], tuple[Source, Features]] = {}
+
+    def pooled(self, source: Source) -> Features:
+        """What the head sees of every image of `source`, in its order.
+
+        Raises:
+            InputError: if an image cannot be read, or the model gives no numbers for it.
+        """
+        return self.changed(source, "pooled", lambda images, _: self.answering.features(images))
+
+    def patches(self, source: Source) -> Features:
+        """Every patch token that the encoder returns, in half precision: 2 bytes x width x patches an image.
+
+        Raises:
+            InputError: if an image cannot be read, or the model gives no numbers for it.
+        """
+        return self.changed(source, "patches", lambda images, _: self.answering.encoder(images).patches.half())
+
+    def changed(self, source: Source, change: str, function: Function) -> Features:
+        """What `function` makes of every image of `source`; `change` names it, settings included, for the cache.
+
+        Raises:
+            InputError: if an image cannot be read, or the model gives no numbers for it.
+        """
+        if (known := self._known.get((id(source), change))) is not None:
+            return known[1]
+        if not len(source):
+            raise InputError("features need at least one image, got none")
+        chunks, found = [], 0
+        with torch.inference_mode(), self.console.task("image", len(source)) as task:
+            for start in range(0, len(source), CHUNK):
+                part = source.select(np.arange(start, min(start + CHUNK, len(source))))
+                entry = None if self.cache is None else self.cache / self._model_key() / _entry(part, change, start)
+                rows = None if entry is None else _read(entry)
+                found += 0 if rows is None else len(part)
+                if rows is None:
+                    rows = self._compute(part, function, start=start, task=task)
+                    if entry is not None:
+                        self._keep(entry, rows)
+                else:
+                    task.update(start + len(part))
+                chunks.append(rows)
+        if found:
+            self.console.say(f"features of {found:,} of {len(source):,} images were computed before")
+        features = Features(np.concatenate(chunks), source.labels)
+        self._known[id(source), change] = source, features  # the source too, or its id could become another's
+        return features
+
+    def seen_by(self, view: EvalView) -> "Frozen":
+        """The same model, to which images are shown by another view."""
+        other = copy.copy(self)
+        other.view, other._key, other._known = view, None, {}
+        return other
+
+    def _compute(self, part: Source, function: Function, *, start: int, task: Task) -> np.ndarray:
+        rows, device = [], self.world.device
+        for batch in evaluation_batches(
+            part, self.view, batch_size=self.batch_size, num_workers=self.num_workers, device=device
+        ):
+            with self.world.autocast():
+                values = function(batch.images[0], batch.index.cpu().numpy() + start)
+            rows.append((values if values.dtype == torch.float16 else values.float()).cpu().numpy())
+            if not np.isfinite(rows[-1]).all():
+                raise InputError("the model gives no numbers for some images (infinite or NaN); its weights are broken")
+            task.update(start + sum(map(len, rows)))
+        return np.concatenate(rows)
+
+    def _keep(self, entry: Path, rows: np.ndarray) -> None:
+        file = io.BytesIO()
+        np.save(file, rows, allow_pickle=False)
+        try:
+            write_bytes(entry, file.getvalue() + _digest(file.getvalue()))
+        except InputError as error:
+            self.console.say(f"warning: features are not kept: {error}")
+            self.cache = None
+
+    def _model_key(self) -> str:
+        if self._key is None:
+            said = {
+                "format": FORMAT,
+                "classifier": self.classifier.config.to_dict(),
+                "view": self.view.to_dict(),
+                "device": self.world.device.type,
+                "dtype": str(self.world.dtype),
+                "packed": pays(self.world.device),
+            }
+            digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=DIGEST_BYTES)
+            for name, tensor in sorted(self.classifier.state_dict().items()):
+                digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+            self._key = digest.hexdigest()
+        return self._key
+
+
+def feature_cache() -> Path:
+    """Where features are kept unless told otherwise: features/ in the folder of VITREOUS_CACHE."""
+    return cache_folder() / "features"
+
+
+def _entry(part: Source, change: str, start: int) -> str:
+    """The file name for these images; their positions count where a change may depend on them."""
+    place = "" if change in ("pooled", "patches") else str(start)
+    digest = hashlib.blake2b(f"{change} {place} {type(part).__name__}".encode(), digest_size=DIGEST_BYTES)
+    for i in range(len(part)):
+        digest.update(_digest(part.read(i)))
+    return f"{digest.hexdigest()}.npy"
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def _read(entry: Path) -> np.ndarray | None:
+    """The rows of an entry; None if there is none, or its bytes are no longer those that were written."""
+    try:
+        data = entry.read_bytes()
+    except OSError:
+        return None
+    if _digest(data[:-DIGEST_BYTES]) != data[-DIGEST_BYTES:]:
+        return None
+    return np.load(io.BytesIO(data[:-DIGEST_BYTES]), allow_pickle=False)

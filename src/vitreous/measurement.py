@@ -1,0 +1,132 @@
+"""One model measured on one set of images: its own classes, and what can be learned from its frozen features."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vitreous.console import Console
+from vitreous.data.imagenet import NUMBERED, SUBSETS, corruptions
+from vitreous.data.layouts import open_held_out
+from vitreous.data.prepare import BadFile
+from vitreous.data.source import Source
+from vitreous.errors import InputError
+from vitreous.evaluation.base import Evaluation, Labelled
+from vitreous.evaluation.classify import evaluate
+from vitreous.evaluation.corruptions import corruption_figures
+from vitreous.evaluation.features import Frozen
+from vitreous.evaluation.held_out import held_out_images, learning_images
+from vitreous.evaluation.real import read_real, real_figures
+from vitreous.predict import Model
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a model is measured on."""
+
+    labelled: Labelled
+    unreadable: list[BadFile]
+    among_data: bool
+    """Whether the score counts among the data's own classes, as for ImageNet-A and -R."""
+
+
+def frozen(model: Model, *, cache: Path | None, console: Console) -> Frozen:
+    """`model` as evaluations look through it; features are kept in `cache`, or nowhere."""
+    return Frozen(
+        model.module,
+        model.view,
+        world=model.world,
+        classes=None if model.headless else model.classes,
+        faster=model.inference,
+        cache=cache,
+        console=console,
+    )
+
+
+def find_images(
+    data: str, *, val: str | None, name: str, model: Frozen, evaluations: Mapping[str, Evaluation], console: Console
+) -> Images:
+    """The images at `data` to measure `model` on, whose name is `name`; others to learn from only where that is needed.
+
+    Raises:
+        InputError: if the data cannot be used; says why and what to do.
+    """
+    kind = data.partition(":")[0]
+    classes = _called(open_held_out(data)[1], kind, model).classes
+    if any(evaluation.learns(model, classes) for evaluation in evaluations.values()):
+        labelled, bad = learning_images(data, val=val, model=name, console=console)
+    elif val is not None:
+        raise InputError("--val is for evaluations that learn from DATA; to measure on other images, give them as DATA")
+    else:
+        held_out = held_out_images(data, model=name, console=console)
+        labelled, bad = Labelled(None, _called(held_out.source, kind, model), held_out.split), held_out.bad
+    return Images(labelled, bad, kind in SUBSETS)
+
+
+def classification(
+    model: Model, images: Images, *, real: Path | None, among_data: bool, console: Console
+) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
+    """`scores` of the model's own head, and `real` (see `real_figures`) where ReaL labels are given; probabilities too.
+
+    Raises:
+        InputError: if the model has no head, does not know the classes, or the labels do not fit.
+    """
+    model.check_head()
+    labels = None if real is None else read_real(real)
+    figures, predicted = evaluate(
+        model.inference,
+        images.labelled.test,
+        model.view,
+        classes=model.classes,
+        split=images.labelled.split,
+        world=model.world,
+        among_data=among_data or images.among_data,
+        console=console,
+    )
+    if labels is not None:
+        figures["real"] = real_figures(_in_standard_order(predicted, model), images.labelled.test, labels)
+    return figures, predicted
+
+
+def corruption_benchmark(model: Model, folder: Path, *, console: Console) -> dict[str, Any]:
+    """The errors of a model on ImageNet-C, see `corruption_figures`.
+
+    Raises:
+        InputError: if the images are not there, or the model does not know their classes.
+    """
+    model.check_head()
+    errors: dict[str, dict[int, float]] = {}
+    for name, levels in corruptions(folder).items():
+        for severity, source in levels.items():
+            console.say(f"{name}, severity {severity}")
+            figures, _ = evaluate(
+                model.inference,
+                source,
+                model.view,
+                classes=model.classes,
+                split=name,
+                world=model.world,
+                console=console,
+            )
+            errors.setdefault(name, {})[severity] = 1 - figures["top1"]["value"]
+    return corruption_figures(errors)
+
+
+def _called(source: Source, kind: str, model: Frozen) -> Source:
+    """`source`; of a set whose folders are numbers, with the names that the model has for these outputs."""
+    if kind not in NUMBERED or model.classes is None or not all(name.isdecimal() for name in source.classes):
+        return source
+    if max(map(int, source.classes)) >= len(model.classes):
+        raise InputError(f"{kind} counts 1,000 classes, the model knows {len(model.classes)}; take one of ImageNet")
+    renamed = source.select(np.arange(len(source)))
+    renamed.classes = tuple(model.classes[int(name)] for name in source.classes)
+    return renamed
+
+
+def _in_standard_order(predicted: Float[np.ndarray, "image cls"], model: Model) -> Float[np.ndarray, "image cls"]:
+    """Columns in the order of WordNet names, which is ImageNet's, where the model has such names; else as they are."""
+    wordnet = all(name[:1] == "n" and name[1:].isdecimal() for name in model.classes)
+    return predicted[:, np.argsort(model.classes)] if wordnet else predicted

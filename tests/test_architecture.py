@@ -40,7 +40,7 @@ LEVELS = [
     {"training"},
     {"recipes"},
     {"inspection", "predict"},
-    {"predictions", "experiment", "planning"},
+    {"predictions", "experiment", "planning", "measurement", "suite"},
     {"fitting"},
     {"demo", "doctor", "selftest"},
     {"cli"},

@@ -6,7 +6,7 @@ from pictures import class_folders, write
 from vitreous.console import Console
 from vitreous.data.layouts import open_held_out
 from vitreous.errors import InputError
-from vitreous.evaluation.held_out import held_out_images
+from vitreous.evaluation.held_out import held_out_images, learning_images
 
 QUIET = Console(quiet=True)
 
@@ -57,3 +57,27 @@ def test_nothing_readable_is_an_error(tmp_path):
     write({"cat/broken.png": b""}, tmp_path)
     with pytest.raises(InputError, match="no image of"):
         held_out_images(str(tmp_path), model="none", console=QUIET)
+
+
+def test_val_chooses_where_there_is_a_test_split_too(tmp_path, capsys):
+    for i, split in enumerate(("train", "val", "test")):
+        class_folders(tmp_path / "three" / split, each=i + 2, first_seed=10 * i)
+    found, bad = learning_images(str(tmp_path / "three"), val=None, model="m", console=Console())
+    assert found.dev is not None
+    assert (len(found.train), len(found.dev), len(found.test), found.split) == (4, 6, 8, "test")
+    assert bad == []
+    assert "settings chosen on 6 of val, measuring on 8 of test" in capsys.readouterr().err
+
+
+def test_other_data_are_measured_on_where_they_are_named(tmp_path):
+    class_folders(tmp_path / "mine", each=3)
+    class_folders(tmp_path / "other", each=2, first_seed=50)
+    found, _ = learning_images(str(tmp_path / "mine"), val=str(tmp_path / "other"), model="m", console=QUIET)
+    assert (len(found.train), len(found.test), found.split, found.dev) == (6, 4, "val", None)
+
+
+def test_a_runs_own_splits_are_kept(trained, photos):
+    found, _ = learning_images(str(photos), val=None, model=str(trained), console=QUIET)
+    measured = held_out_images(str(photos), model=str(trained), console=QUIET).source
+    assert [found.test.name(i) for i in range(15)] == [measured.name(i) for i in range(15)]
+    assert found.classes == found.train.classes

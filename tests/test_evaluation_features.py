@@ -1,0 +1,145 @@
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from references import randomise, tiny
+from vitreous import distributed
+from vitreous.classifier import ClassifierConfig
+from vitreous.console import Console
+from vitreous.data.source import ArraySource
+from vitreous.data.views import EvalView
+from vitreous.errors import InputError
+from vitreous.evaluation import features as module
+from vitreous.evaluation.features import Frozen, joined
+
+VIEW = EvalView(image_size=32, crop_ratio=1.0)
+
+
+def images(count=10, *, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 40, 40, 3), dtype=np.uint8)
+    return ArraySource(pixels, prefix="made", classes=("a", "b"), labels=np.arange(count) % 2)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many images each batch that is really computed holds."""
+    batches = []
+    real = module.evaluation_batches
+
+    def counting(source, view, **options):
+        for batch in real(source, view, **options):
+            batches.append(len(batch.index))
+            yield batch
+
+    monkeypatch.setattr(module, "evaluation_batches", counting)
+    return batches
+
+
+def frozen(cache=None, *, seed=0, view=VIEW, console=None):
+    classifier = randomise(ClassifierConfig(encoder=tiny(), num_classes=2).build(), seed=seed)
+    world = distributed.start(device="cpu", threads=1)
+    return Frozen(classifier, view, world=world, cache=cache, batch_size=4, console=console)
+
+
+def test_features_are_what_the_head_sees_and_patches_what_the_encoder_returns():
+    model, source = frozen(), images()
+    pixels = VIEW.normalise(torch.stack([VIEW(source.image(i)) for i in range(10)]))
+    with torch.inference_mode():
+        tokens = model.classifier.encoder(pixels)
+        np.testing.assert_allclose(model.pooled(source).values, model.classifier.features(pixels), atol=1e-5)
+        np.testing.assert_allclose(model.patches(source).values, tokens.patches, rtol=2e-3, atol=1e-3)
+    assert model.patches(source).values.shape == (10, 16, 32)
+    assert model.pooled(source).labels.tolist() == [0, 1] * 5
+
+
+def test_equal_work_is_done_once_whoever_asks(tmp_path, counted):
+    source = images()
+    first = frozen(tmp_path).pooled(source).values
+    assert sum(counted) == 10
+    again = frozen(tmp_path)
+    assert np.array_equal(again.pooled(images()).values, first)
+    assert again.pooled(source) is again.pooled(source)
+    assert sum(counted) == 10
+
+
+@pytest.mark.parametrize("other", ["weights", "view", "image", "order", "kind"])
+def test_other_work_is_done_anew(other, tmp_path, counted):
+    frozen(tmp_path).pooled(images())
+    before = sum(counted)
+    view = replace(VIEW, crop_ratio=0.9) if other == "view" else VIEW
+    model = frozen(tmp_path, seed=int(other == "weights"), view=view)
+    source = images(seed=int(other == "image")).select(np.arange(10)[:: -1 if other == "order" else 1])
+    (model.patches if other == "kind" else model.pooled)(source)
+    assert sum(counted) == 2 * before
+
+
+def test_a_stopped_command_loses_a_chunk_at_most(tmp_path, monkeypatch, counted):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    model, seen = frozen(tmp_path), []
+
+    def stopping(pixels, index):
+        seen.extend(index.tolist())
+        if len(seen) > 8:
+            raise KeyboardInterrupt
+        return model.classifier.features(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        model.changed(images(), "pooled", stopping)
+    counted.clear()
+    whole = frozen(tmp_path).pooled(images()).values
+    assert counted == [2]
+    monkeypatch.setattr(module, "CHUNK", 1024)
+    np.testing.assert_allclose(whole, frozen().pooled(images()).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_an_entry_that_changed_on_the_disk_is_computed_again(damage, tmp_path, counted):
+    expected = frozen(tmp_path).pooled(images()).values
+    (entry,) = tmp_path.glob("*/*.npy")
+    data = bytearray(entry.read_bytes())
+    data[200] ^= 1
+    entry.write_bytes({"flip": bytes(data), "cut": bytes(data[:300]), "empty": b""}[damage])
+    assert np.array_equal(frozen(tmp_path).pooled(images()).values, expected)
+    assert sum(counted) == 20
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_done_without(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    found = frozen(tmp_path / "file", console=Console()).pooled(images()).values
+    assert len(found) == 10
+    assert "warning: features are not kept" in capsys.readouterr().err
+
+
+def test_positions_count_where_a_change_may_depend_on_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    pixels = np.zeros((8, 40, 40, 3), np.uint8)
+    same = ArraySource(pixels, prefix="same", classes=("a",), labels=np.zeros(8))
+
+    def by_position(images, index):
+        return torch.from_numpy(index)[:, None].float()
+
+    found = frozen(tmp_path).changed(same, "numbered", by_position).values
+    assert found[:, 0].tolist() == list(range(8))
+    assert len(list(tmp_path.glob("*/*.npy"))) == 2
+
+
+def test_a_model_that_gives_no_numbers_is_refused():
+    model = frozen()
+    model.classifier.encoder.prefix.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="its weights are broken"):
+        model.pooled(images())
+
+
+def test_features_of_two_sets_are_joined_in_order():
+    model = frozen()
+    both = joined(model.pooled(images()), model.pooled(images(4, seed=1)))
+    assert len(both.labels) == 14
+    assert np.array_equal(both.values[10:], model.pooled(images(4, seed=1)).values)
+
+
+def test_features_are_kept_among_the_caches_of_vitreous(monkeypatch, tmp_path):
+    monkeypatch.setitem(os.environ, "VITREOUS_CACHE", str(tmp_path))
+    assert module.feature_cache() == tmp_path / "features"

@@ -26,7 +26,7 @@ def list_archive(path: Path) -> Listing:
         InputError: if the tar is broken or holds no labelled images.
     """
     archive = Archive(path)
-    members, notes = _members(archive)
+    members, notes = tar_members(archive)
     labels = _side_labels(archive, members) or _folder_labels(members, notes)
     if not labels:
         raise InputError(f"{path} holds no class folders; its members need paths such as train/cat/1.jpg")
@@ -43,7 +43,7 @@ def list_archive(path: Path) -> Listing:
     return Listing(str(path), source, [_split(name) for name in names], notes)
 
 
-def _members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]]:
+def tar_members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Offset and size of the content of each regular member, by name; the last of equal names counts."""
     members: dict[str, tuple[int, int]] = {}
     notes: list[str] = []

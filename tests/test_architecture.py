@@ -38,7 +38,7 @@ LEVELS = [
     {"objectives"},
     {"evaluation"},
     {"training"},
-    {"recipes"},
+    {"recipes", "sweep"},
     {"inspection", "predict"},
     {"predictions", "experiment", "planning", "measurement", "suite"},
     {"fitting"},

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import pickle
 import struct
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from PIL import Image
 from pictures import class_folders, encoded, noise, packed, write
 from vitreous.data import folders, named, source
 from vitreous.data.layouts import open_data
+from vitreous.data.source import ArraySource, JoinedSource
 from vitreous.errors import InputError
 
 
@@ -615,3 +617,20 @@ def test_a_packed_tar_is_known_by_its_content(tmp_path):
     path = packed(members, tmp_path / "x.tar.gz", mode="w:gz")
     path.rename(tmp_path / "x.tar")
     assert len(open_data(str(tmp_path / "x.tar")).train) == 4
+
+
+def test_joined_sources_are_one_after_the_other():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), dtype=np.uint8)
+    first, second = (
+        ArraySource(pixels[rows], prefix=name, classes=("a", "b"), labels=np.arange(len(pixels[rows])) % 2)
+        for name, rows in (("x", slice(0, 2)), ("y", slice(2, 5)))
+    )
+    both = JoinedSource(first, second)
+    assert len(both) == 5
+    assert both.labels.tolist() == [0, 1, 0, 1, 0]
+    assert [both.name(i) for i in range(5)] == ["x/00000", "x/00001", "y/00000", "y/00001", "y/00002"]
+    chosen = pickle.loads(pickle.dumps(both.select([4, 0])))
+    assert [chosen.name(i) for i in range(2)] == ["y/00002", "x/00000"]
+    assert chosen.read(0) == pixels[4].tobytes()
+    assert np.array_equal(np.asarray(chosen.image(1))[..., 0], pixels[0])
+    assert chosen.picture(chosen.read(1)).width == 4

@@ -33,12 +33,13 @@ class Images:
     """Whether the score counts among the data's own classes, as for ImageNet-A and -R."""
 
 
-def frozen(model: Model, *, cache: Path | None, console: Console) -> Frozen:
-    """`model` as evaluations look through it; features are kept in `cache`, or nowhere."""
+def frozen(model: Model, *, name: str = "", cache: Path | None, console: Console) -> Frozen:
+    """`model`, which `name` opens, as evaluations look through it; features are kept in `cache`, or nowhere."""
     return Frozen(
         model.module,
         model.view,
         world=model.world,
+        name=name,
         classes=None if model.headless else model.classes,
         faster=model.inference,
         cache=cache,

@@ -18,6 +18,7 @@ from vitreous.evaluation.logistic import Logistic
 from vitreous.evaluation.probe import Attentive, Linear
 from vitreous.evaluation.robustness import PatchDrop, PatchShuffle, Resolution
 from vitreous.fields import override
+from vitreous.sweep import FineTune
 
 CLASSIFICATION = "classification"
 """The evaluation of the model's own head, which needs no settings."""
@@ -37,6 +38,8 @@ class Suite(Config):
     """A linear probe by SGD over a grid of learning rates."""
     attentive: Attentive = Attentive()
     """A learned query that attends to the patch tokens, by SGD."""
+    fine_tune: FineTune = FineTune()
+    """The whole model trained further, over a grid of learning rates (the paper's Table 4)."""
     resolution: Resolution = Resolution()
     """Accuracy over image sizes."""
     patch_drop: PatchDrop = PatchDrop()

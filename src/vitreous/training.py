@@ -32,6 +32,10 @@ from vitreous.vit import ViTConfig
 from vitreous.weights.open import open_model
 
 
+class Diverged(InputError):
+    """The loss stopped being a number: the learning rate is too high."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run(Config):
     """One training run: everything needed to repeat it."""
@@ -139,7 +143,7 @@ def train(
 
     Raises:
         Stopped: after a signal, or when `time_limit_s` is up; a checkpoint has been written.
-        InputError: if the loss stops being a number.
+        Diverged: if the loss stops being a number.
     """
     checkpoints = Checkpoints(folder.checkpoints)
     start = replace(run, weights=None) if checkpoints.saved() else run  # what they started from may be gone by now
@@ -286,7 +290,7 @@ def _check_finite(line: dict[str, float], *, done: int, run: Run, folder: RunFol
         name = next((name for name in ("peak", "value") if hasattr(run.learning_rate, name)), None)
         now = getattr(run.learning_rate, name) if name else run.learning_rate(done / run.steps)
         lower = f"try: vitreous train {folder.record} --learning_rate.{name} {now / 3:.2g}" if name else "lower it"
-        raise InputError(
+        raise Diverged(
             f"the loss is no longer a number near step {done:,}: the learning rate, {now:g}, is too high; {lower}"
         )
 

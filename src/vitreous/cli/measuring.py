@@ -37,8 +37,8 @@ def evaluate(
     overrides
         Any setting of an evaluation by its name: --few_shot.shots 1,5 or --knn.ks 20.
     with_
-        One or more, with commas: classification, few-shot, knn, logistic, linear, attentive, resolution, patch-drop,
-        patch-shuffle, cost. Those that learn, learn from the train split of DATA.
+        One or more, with commas: classification, few-shot, knn, logistic, linear, attentive, fine-tune, resolution,
+        patch-drop, patch-shuffle, cost. Those that learn, learn from the train split of DATA.
     val
         Other data to measure on, for evaluations that learn from DATA.
     real
@@ -84,7 +84,7 @@ def evaluate(
     if CLASSIFICATION in names:
         loaded.check_head()
     place = None if no_cache else Path(cache).expanduser() if cache else feature_cache()
-    seen = frozen(loaded, cache=place, console=console)
+    seen = frozen(loaded, name=model, cache=place, console=console)
     images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
     figures: dict[str, Any] = {}
     if CLASSIFICATION in names:

@@ -170,6 +170,41 @@ class ArraySource(Source):
         return Picture(image, format="array", mode=image.mode, width=image.width, height=image.height, rotated=False)
 
 
+class JoinedSource(Source):
+    """The images of several sources of one kind and with the same classes, one source after the other."""
+
+    def __init__(self, *parts: Source):
+        first = parts[0]
+        assert all(type(part) is type(first) and part.classes == first.classes for part in parts)
+        super().__init__(first.classes, np.concatenate([part.labels for part in parts]))
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def name(self, i: int) -> str:
+        """What the source that it comes from calls it."""
+        part, j = self._place(i)
+        return part.name(j)
+
+    def read(self, i: int) -> bytes:
+        """What the source that it comes from reads."""
+        part, j = self._place(i)
+        return part.read(j)
+
+    def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
+        """What the source that it comes from shows."""
+        part, j = self._place(i)
+        return part.image(j, min_side=min_side)
+
+    def picture(self, data: bytes) -> Picture:
+        """What a source of this kind makes of the bytes."""
+        return self.parts[0].picture(data)
+
+    def _place(self, i: int) -> tuple[Source, int]:
+        row = int(self.rows[i])
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[part], row - int(self.starts[part])
+
+
 class Names(Sequence[str]):
     """Many strings in one block of bytes: a tenth of the memory of a list, and quick to pickle."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from vitreous.config import Config
 from vitreous.console import Console
@@ -70,21 +71,34 @@ class Evaluation(Config):
 
 
 def learning_parts(train: Features, dev: Features | None, *, seed: int) -> tuple[Features, Features]:
-    """Features to learn from, and features to choose settings by: `dev`, or else a tenth of each class of `train`.
-
-    Every class keeps an image to learn from; a class of one image has none to choose by.
-    """
+    """Features to learn from, and features to choose settings by: `dev`, or else those that are held back."""
     if dev is not None:
         return train, dev
-    held_back = np.zeros(len(train.labels), dtype=bool)
-    for label in np.unique(train.labels):
-        members = generator(seed, "dev", int(label)).permutation(np.flatnonzero(train.labels == label))
-        held_back[members[: min(max(round(len(members) / 10), 1), len(members) - 1)]] = True
-    if not held_back.any():
-        raise InputError(
-            "settings are chosen on images held back from training, but no class has two; give more images"
-        )
-    return train.select(np.flatnonzero(~held_back)), train.select(np.flatnonzero(held_back))
+    back = chosen_to_judge(train.labels, seed=seed)
+    return train.select(np.flatnonzero(~back)), train.select(np.flatnonzero(back))
+
+
+def held_back(train: Source, *, seed: int) -> tuple[Source, Source]:
+    """`learning_parts` of images where there is no split to choose by."""
+    back = chosen_to_judge(train.labels, seed=seed)
+    return train.select(np.flatnonzero(~back)), train.select(np.flatnonzero(back))
+
+
+def chosen_to_judge(labels: Int[np.ndarray, " image"], *, seed: int) -> Bool[np.ndarray, " image"]:
+    """Whether each image is held back from learning to choose settings by: a tenth of each class, at least one.
+
+    Every class keeps an image to learn from; a class of one image has none to choose by.
+
+    Raises:
+        InputError: if no class has two images.
+    """
+    back = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = generator(seed, "dev", int(label)).permutation(np.flatnonzero(labels == label))
+        back[members[: min(max(round(len(members) / 10), 1), len(members) - 1)]] = True
+    if not back.any():
+        raise InputError("settings are chosen on held-back training images, but no class has two; give more images")
+    return back
 
 
 def interval(share: Share) -> str:

@@ -67,6 +67,7 @@ class Frozen:
         view: EvalView,
         *,
         world: World,
+        name: str = "",
         classes: Sequence[str] | None = None,
         faster: Classifier | None = None,
         cache: Path | None = None,
@@ -76,9 +77,10 @@ class Frozen:
     ) -> None:
         """The model `classifier`; `faster` computes the same function.
 
-        `classes` names the outputs of the head, None where they mean nothing; `cache` is where features are kept, None
-        keeps none.
+        `name` is what it can be opened by again. `classes` names the outputs of the head, None where they mean nothing.
+        `cache` is where features are kept, None keeps none.
         """
+        self.name = name
         self.classes = None if classes is None else tuple(classes)
         self.classifier, self.view, self.world = classifier.eval(), view, world
         self.answering = faster or classifier
@@ -117,7 +119,7 @@ class Frozen:
         with torch.inference_mode(), self.console.task("image", len(source)) as task:
             for start in range(0, len(source), CHUNK):
                 part = source.select(np.arange(start, min(start + CHUNK, len(source))))
-                entry = None if self.cache is None else self.cache / self._model_key() / _entry(part, change, start)
+                entry = None if self.cache is None else self.cache / self.model_key() / _entry(part, change, start)
                 rows = None if entry is None else _read(entry)
                 found += 0 if rows is None else len(part)
                 if rows is None:
@@ -161,7 +163,8 @@ class Frozen:
             self.console.say(f"warning: features are not kept: {error}")
             self.cache = None
 
-    def _model_key(self) -> str:
+    def model_key(self) -> str:
+        """A digest of all that features depend on, but the images."""
         if self._key is None:
             said = {
                 "format": FORMAT,
@@ -184,13 +187,18 @@ def feature_cache() -> Path:
     return cache_folder() / "features"
 
 
+def content_key(source: Source, about: str) -> str:
+    """A digest of the bytes of every image in order, and of `about`."""
+    digest = hashlib.blake2b(f"{about} {type(source).__name__}".encode(), digest_size=DIGEST_BYTES)
+    for i in range(len(source)):
+        digest.update(_digest(source.read(i)))
+    return digest.hexdigest()
+
+
 def _entry(part: Source, change: str, start: int) -> str:
     """The file name for these images; their positions count where a change may depend on them."""
     place = "" if change in ("pooled", "patches") else str(start)
-    digest = hashlib.blake2b(f"{change} {place} {type(part).__name__}".encode(), digest_size=DIGEST_BYTES)
-    for i in range(len(part)):
-        digest.update(_digest(part.read(i)))
-    return f"{digest.hexdigest()}.npy"
+    return f"{content_key(part, f'{change} {place}')}.npy"
 
 
 def _digest(data: bytes) -> bytes:

@@ -84,6 +84,52 @@ def test_a_wrong_word_ends_in_one_line(words, hint, trained, photos, vitreous):
     assert answer.out == ""
 
 
+@pytest.fixture
+def tasks(photos, tmp_path):
+    """Two tasks as they are handed out with id lists, and one empty folder beside them."""
+    files = [f"images/{name}/{name}{i}.png {label}" for i in range(24) for label, name in enumerate(("sea", "sky"))]
+    for task in ("eurosat", "patch_camelyon"):
+        folder = tmp_path / "vtab" / task
+        folder.mkdir(parents=True)
+        (folder / "images").symlink_to(photos, target_is_directory=True)
+        for name, lines in (("train800", files[:20]), ("val200", files[20:30]), ("test", files[30:])):
+            (folder / f"{name}.txt").write_text("\n".join(lines))
+    (tmp_path / "vtab" / "others").mkdir()
+    return tmp_path / "vtab"
+
+
+def test_vtab_stands_beside_the_paper(trained, tasks, vitreous):
+    words = ("evaluate", trained, f"vtab:{tasks}", "--with", "knn,logistic", "--knn.ks", "5")
+    figures = json.loads(vitreous(*words, "--json").out)
+    assert list(figures["tasks"]) == ["camelyon", "eurosat"]  # as in Table 9
+    assert figures["tasks"]["eurosat"]["official"] is False
+    assert figures["tasks"]["eurosat"]["scores"]["logistic"] > 90
+    assert figures["means"]["logistic"] == {"natural": None, "specialized": None, "structured": None, "all": None}
+    answer = vitreous(*words)
+    assert answer.code == 0
+    line = next(line for line in answer.out.splitlines() if line.startswith("EuroSAT"))
+    assert line.endswith("96.7      96.5       95.6  own choice")
+    assert "with 20 and 10 images: not VTAB-1k's ids" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "hint"),
+    [
+        ("vtab:none", ("--with", "knn"), "vtab:none: no such folder"),
+        ("vtab:.", ("--with", "knn"), "holds no folder of a task; call them caltech101, cifar100"),
+        ("vtab:.", (), "say how, such as --with linear"),
+        ("vtab:TASKS", ("--with", "few-shot", "--few_shot.shots", "1"), "few-shot is no way to do so"),
+        ("vtab:BROKEN", ("--with", "knn"), "DTD of VTAB: "),
+    ],
+)
+def test_what_vtab_lacks_is_said_in_one_line(data, words, hint, trained, tasks, vitreous, tmp_path):
+    (tmp_path / "broken" / "dtd").mkdir(parents=True)
+    data = data.replace("TASKS", str(tasks)).replace("BROKEN", str(tmp_path / "broken"))
+    answer = vitreous("evaluate", trained, data, *words)
+    assert answer.code == 2
+    assert hint in answer.err.splitlines()[-1]
+
+
 def test_imagenet_c_is_a_benchmark_of_its_own(trained, photos, vitreous, tmp_path):
     for level in range(1, 6):
         (tmp_path / "c" / "fog").mkdir(parents=True, exist_ok=True)

@@ -44,15 +44,13 @@ def test_score_of_no_task_is_an_error_that_names_near_ones():
 
 
 def test_table_shows_ours_beside_the_papers():
-    lines = rows({"cifar100": 90.04, "svhn": 80.0}, beside="L/16 I21k")
-    assert ("CIFAR-100", "natural", "90.0", "84.1") in lines
-    assert ("DMLab", "structured", "", "41.9") in lines
-    assert lines[-1] == ("mean", "all", "", "72.71")
+    ours = {"linear": {"cifar100": 90.04, "svhn": 80.0}, "knn": {"cifar100": 60.0}}
+    lines = rows(ours, official={"cifar100": True, "svhn": False})
+    assert lines[0] == ("task", "group", "linear", "knn", "H/14 JFT", "L/16 JFT", "L/16 I21k", "images")
+    assert ("CIFAR-100", "natural", "90.0", "60.0", "85.5", "81.9", "84.1", "official") in lines
+    assert ("SVHN", "natural", "80.0", "", "88.9", "87.4", "80.9", "own choice") in lines
+    assert ("DMLab", "structured", "", "", "53.1", "49.7", "41.9", "") in lines
+    assert lines[-1] == ("mean of all", "", "", "", "77.63", "76.29", "72.71", "")
     assert len(table(lines).splitlines()) == 1 + 19 + 4
-    full = rows(PAPER["H/14 JFT"], beside="L/16 JFT")
-    assert full[-1] == ("mean", "all", "77.63", "76.29")
-
-
-def test_model_without_results_is_an_error():
-    with pytest.raises(InputError, match="H/14 JFT"):
-        rows({}, beside="H/14")
+    full = rows({"fine-tune": PAPER["H/14 JFT"]}, official=dict.fromkeys(TASKS, True))
+    assert full[-1][2] == "77.63"

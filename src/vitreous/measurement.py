@@ -1,6 +1,6 @@
 """One model measured on one set of images: its own classes, and what can be learned from its frozen features."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from vitreous.data.imagenet import NUMBERED, SUBSETS, corruptions
 from vitreous.data.layouts import open_held_out
 from vitreous.data.prepare import BadFile
 from vitreous.data.source import Source
+from vitreous.data.vtab.open import find_tasks, open_task
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled
 from vitreous.evaluation.classify import evaluate
@@ -21,6 +22,7 @@ from vitreous.evaluation.features import Frozen
 from vitreous.evaluation.held_out import held_out_images, learning_images
 from vitreous.evaluation.real import read_real, real_figures
 from vitreous.predict import Model
+from vitreous.suite import carry_out
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,29 @@ def corruption_benchmark(model: Model, folder: Path, *, console: Console) -> dic
             )
             errors.setdefault(name, {})[severity] = 1 - figures["top1"]["value"]
     return corruption_figures(errors)
+
+
+def vtab(
+    folder: Path, evaluations: Mapping[str, Evaluation], model: Frozen, *, console: Console
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and figures of each VTAB-1k task in `folder` as it ends, after learning from its 1,000 images.
+
+    Keys: official, split (see `VtabTask`), notes, scores (top-1 in % by evaluation), evaluations.
+
+    Raises:
+        InputError: if there is no task, a file of one is missing, or an evaluation does not suit the benchmark.
+    """
+    for name, place in find_tasks(folder).items():
+        opened = open_task(name, place)
+        console.say(f"{opened.task.title}: {opened.split}; {len(opened.test):,} images to measure on")
+        labelled = Labelled(opened.train, opened.test, "test", opened.val)
+        scores, figures = {}, {}
+        for way, outcome in carry_out(evaluations, model, labelled, console=console):
+            if outcome.score is None:
+                raise InputError(f"VTAB-1k has 1,000 images to learn from; {way.replace('_', '-')} is no way to do so")
+            scores[way], figures[way] = 100 * outcome.score, outcome.figures
+        about = {"official": opened.official, "split": opened.split, "notes": opened.notes}
+        yield name, {**about, "scores": scores, "evaluations": figures}
 
 
 def _called(source: Source, kind: str, model: Frozen) -> Source:

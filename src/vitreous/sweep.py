@@ -83,7 +83,7 @@ class FineTune(Evaluation):
             "grid": [{"learning_rate": r, "dev_top1": score} for r, score in zip(self.learning_rates, curve)],
         }
         edge = at_the_edge("learning rate", self.learning_rates, best)
-        return Outcome([("fine-tune", f"{top1.value:.2%}", more)], figures, edge)
+        return Outcome([("fine-tune", f"{top1.value:.2%}", more)], figures, edge, top1.value)
 
     def plan(self, model: Frozen, rate: float) -> Run:
         """The training with one learning rate."""

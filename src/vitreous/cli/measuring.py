@@ -1,5 +1,6 @@
 """The command that measures a model: evaluate."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,8 @@ def evaluate(
     ----------
     data
         Labelled images, as for fit; of several splits test counts, else val. Classes are matched by name. Also
-        imagenet-a:PATH, imagenet-r:PATH, imagenet-v2:PATH, imagenet-sketch:PATH and imagenet-c:PATH.
+        imagenet-a:PATH, imagenet-r:PATH, imagenet-v2:PATH, imagenet-sketch:PATH and imagenet-c:PATH; and vtab:PATH, a
+        folder for each task of VTAB-1k.
     overrides
         Any setting of an evaluation by its name: --few_shot.shots 1,5 or --knn.ks 20.
     with_
@@ -58,7 +60,7 @@ def evaluate(
     from vitreous.evaluation.classify import predictions_csv
     from vitreous.evaluation.features import feature_cache
     from vitreous.files import write_text
-    from vitreous.measurement import classification, corruption_benchmark, find_images, frozen
+    from vitreous.measurement import classification, corruption_benchmark, find_images, frozen, vtab
     from vitreous.predict import load
     from vitreous.predictions import check_table
     from vitreous.suite import CLASSIFICATION, carry_out, evaluation_names, suite
@@ -81,10 +83,15 @@ def evaluate(
         else:
             show_corruptions(corrupted)
         return 0
+    if data.startswith("vtab:") and (CLASSIFICATION in names or not names):
+        raise InputError("VTAB's tasks are learned first; say how, such as --with linear or --with fine-tune")
     if CLASSIFICATION in names:
         loaded.check_head()
     place = None if no_cache else Path(cache).expanduser() if cache else feature_cache()
     seen = frozen(loaded, name=model, cache=place, console=console)
+    if data.startswith("vtab:"):
+        show_vtab(vtab(Path(data.partition(":")[2]).expanduser(), chosen, seen, console=console), json=json)
+        return 0
     images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
     figures: dict[str, Any] = {}
     if CLASSIFICATION in names:
@@ -116,6 +123,28 @@ def show_classification(figures: dict[str, Any]) -> None:
     if confused := confusion_rows(figures):
         print()
         print(table([("most confused", "taken for", "images"), *confused]))
+
+
+def show_vtab(measured: Iterator[tuple[str, dict[str, Any]]], *, json: bool) -> None:
+    """The scores of every task, and their means, beside the paper's."""
+    from dataclasses import asdict
+
+    from vitreous.evaluation.vtab import PAPER, group_means, rows
+
+    tasks: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, float]] = {}
+    for name, found in measured:
+        tasks[name] = found
+        for way, score in found["scores"].items():
+            scores.setdefault(way.replace("_", "-"), {})[name] = score
+    if json:
+        means = {way: asdict(group_means(of)) for way, of in scores.items()}
+        print_json({"tasks": tasks, "means": means, "paper": PAPER})
+        return
+    print(table(rows(scores, official={name: found["official"] for name, found in tasks.items()})))
+    for name, found in tasks.items():
+        for note in found["notes"]:
+            print(f"({name}: {note})")
 
 
 def show_corruptions(figures: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class Outcome:
     """The same and more, as JSON types."""
     notes: Sequence[str] = field(default_factory=list)
     """What was left out or assumed, a sentence each."""
+    score: float | None = None
+    """Top-1 in [0, 1], where one figure says it."""
 
 
 @dataclass(frozen=True, kw_only=True)

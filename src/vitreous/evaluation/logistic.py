@@ -77,7 +77,7 @@ class Logistic(Evaluation):
         penalty = 10.0 ** path[best]
         more = f"{interval(top1)}; penalty {penalty:g}, {curve[best]:.2%} of the images that chose it"
         edge = at_the_edge("penalty", [10.0**exponent for exponent in path], best)
-        return Outcome([("logistic", f"{top1.value:.2%}", more)], figures, edge)
+        return Outcome([("logistic", f"{top1.value:.2%}", more)], figures, edge, top1.value)
 
 
 def regress(

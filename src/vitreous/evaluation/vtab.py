@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vitreous.data.vtab.tasks import GROUPS, TASKS, find_task
-from vitreous.errors import InputError, did_you_mean
 
 _TABLE9 = {
     "H/14 JFT": (
@@ -62,22 +61,23 @@ def group_means(scores: Mapping[str, float]) -> Means:
     return Means(natural, specialized, structured, mean(list(TASKS)))
 
 
-def rows(scores: Mapping[str, float], *, beside: str) -> list[tuple[str, ...]]:
-    """Each task's top-1 in %, then the means, beside those of a model of `PAPER`; for `vitreous.tables.table`.
+def rows(ours: Mapping[str, Mapping[str, float]], *, official: Mapping[str, bool]) -> list[tuple[str, ...]]:
+    """Each task's top-1 in %, then the means, by each of our ways to learn, beside the paper's fine-tuning.
+
+    `ours` holds scores by way and task; `official` says of each task measured whether its images are VTAB-1k's own.
+    For `vitreous.tables.table`.
 
     Raises:
-        InputError: if a task or the model is unknown.
+        InputError: if a task is unknown.
     """
-    if beside not in PAPER:
-        raise InputError(f"the paper has no VTAB results of {beside!r}{did_you_mean(beside, PAPER)}")
-    theirs = PAPER[beside]
-    lines = [("task", "group", "ours", beside)]
-    lines += [
-        (task.title, task.group, _figure(scores.get(name), 1), _figure(theirs[name], 1)) for name, task in TASKS.items()
-    ]
-    ours, paper = group_means(scores), group_means(theirs)
+    columns = [*ours.values(), *PAPER.values()]
+    lines = [("task", "group", *ours, *PAPER, "images")]
+    for name, task in TASKS.items():
+        whose = {None: "", True: "official", False: "own choice"}[official.get(name)]
+        lines.append((task.title, task.group, *(_figure(scores.get(name), 1) for scores in columns), whose))
+    means = [group_means(scores) for scores in columns]
     for group in (*GROUPS, "all"):
-        lines.append(("mean", group, _figure(getattr(ours, group), 2), _figure(getattr(paper, group), 2)))
+        lines.append((f"mean of {group}", "", *(_figure(getattr(mean, group), 2) for mean in means), ""))
     return lines
 
 

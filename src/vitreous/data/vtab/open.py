@@ -8,7 +8,7 @@ from vitreous.data.source import Source
 from vitreous.data.vtab import copies, ids, natural, specialized, structured
 from vitreous.data.vtab.files import Files
 from vitreous.data.vtab.records import cut
-from vitreous.data.vtab.tasks import NUM_TRAIN, NUM_VAL, Task, find_task
+from vitreous.data.vtab.tasks import FOLDERS, NUM_TRAIN, NUM_VAL, TASKS, Task, find_task
 from vitreous.errors import InputError
 
 READERS = {
@@ -53,6 +53,24 @@ class VtabTask:
     def classes(self) -> tuple[str, ...]:
         """In the order of the labels."""
         return self.train.classes
+
+
+def find_tasks(folder: Path) -> dict[str, Path]:
+    """The folder of each task that is below `folder`, by the task's name, in the order of the paper's table.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"vtab:{folder}: no such folder; give one that holds a folder for each task")
+    found = {}
+    for name in TASKS:
+        places = (folder / called for called in (name, *FOLDERS.get(name, ())))
+        if (place := next((place for place in places if place.is_dir()), None)) is not None:
+            found[name] = place
+    if not found:
+        raise InputError(f"vtab:{folder} holds no folder of a task; call them {', '.join(TASKS)}")
+    return found
 
 
 def open_task(

@@ -150,6 +150,22 @@ TASKS = {
 }
 
 
+FOLDERS = {
+    "cifar100": ("cifar", "cifar-100"),
+    "flowers102": ("oxford_flowers102", "flowers"),
+    "pets": ("oxford_iiit_pet",),
+    "camelyon": ("patch_camelyon",),
+    "retinopathy": ("diabetic_retinopathy",),
+    "clevr-count": ("clevr_count", "clevr"),
+    "clevr-dist": ("clevr_dist", "clevr"),
+    "dsprites-loc": ("dsprites_loc", "dsprites"),
+    "dsprites-ori": ("dsprites_ori", "dsprites"),
+    "snorb-azim": ("smallnorb_azi", "smallnorb"),
+    "snorb-elev": ("smallnorb_ele", "smallnorb"),
+}
+"""What else the folder of a task may be called: as in the copies that were handed out, or one for two tasks."""
+
+
 def find_task(name: str) -> Task:
     """The task called `name`.
 

@@ -130,6 +130,18 @@ def test_what_vtab_lacks_is_said_in_one_line(data, words, hint, trained, tasks, 
     assert hint in answer.err.splitlines()[-1]
 
 
+def test_figures_are_drawn_where_they_are_asked_for(trained, photos, vitreous, tmp_path):
+    words = ("--with", "classification,knn", "--knn.ks", "5,10", "--figures", tmp_path / "drawn")
+    answer = vitreous("evaluate", trained, photos, *words)
+    assert answer.code == 0
+    names = {file.name for file in (tmp_path / "drawn").iterdir()}
+    assert names == {f"{name}.{kind}" for name in ("reliability", "confusion", "knn") for kind in ("pdf", "png")}
+    (tmp_path / "file").touch()
+    refused = vitreous("evaluate", trained, photos, "--figures", tmp_path / "file")
+    assert refused.code == 2
+    assert "cannot write" in refused.err
+
+
 def test_imagenet_c_is_a_benchmark_of_its_own(trained, photos, vitreous, tmp_path):
     for level in range(1, 6):
         (tmp_path / "c" / "fog").mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 
 
-def figure_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The headline figures of an evaluation."""
     rows: list[tuple[str, ...]] = []
     for name in ("top1", "top5"):
@@ -31,7 +31,7 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def class_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+def class_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Precision, recall and F1 of each class that occurs."""
     return [
         (
@@ -46,7 +46,7 @@ def class_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def confusion_rows(figures: dict[str, Any], *, most: int = 10) -> list[tuple[str, ...]]:
+def confusion_rows(figures: Mapping[str, Any], *, most: int = 10) -> list[tuple[str, ...]]:
     """The largest numbers off the diagonal of the confusion matrix."""
     names = [row["name"] for row in figures["per_class"]]
     pairs = [

@@ -1,14 +1,20 @@
 """The command that measures a model: evaluate."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from vitreous.cli.app import ClassNames, Device, TrainedModel, app, changes, class_names, print_json
 from vitreous.errors import InputError
 from vitreous.tables import class_rows, confusion_rows, figure_rows, table
+
+if TYPE_CHECKING:
+    from vitreous.console import Console
+    from vitreous.evaluation.base import Evaluation, Labelled
+    from vitreous.evaluation.features import Frozen
+    from vitreous.predict import Model
 
 
 @app.command
@@ -26,6 +32,7 @@ def evaluate(
     no_cache: bool = False,
     device: Device = "auto",
     out: str | None = None,
+    figures: str | None = None,
     json: bool = False,
 ) -> int:
     """Measure a model on labelled images: how it names them, and what can be learned from its frozen features.
@@ -53,6 +60,8 @@ def evaluate(
         Keep no features.
     out
         Write what the model says of every image into this CSV file.
+    figures
+        Draw reliability, confusion and every curve into this folder, as .pdf and .png.
     json
         Print the figures as JSON.
     """
@@ -60,62 +69,72 @@ def evaluate(
     from vitreous.evaluation.classify import predictions_csv
     from vitreous.evaluation.features import feature_cache
     from vitreous.files import write_text
-    from vitreous.measurement import classification, corruption_benchmark, find_images, frozen, vtab
+    from vitreous.inspection.measurement_figures import write_figures
+    from vitreous.measurement import classification, find_images, frozen
     from vitreous.predict import load
-    from vitreous.predictions import check_table
-    from vitreous.suite import CLASSIFICATION, carry_out, evaluation_names, suite
+    from vitreous.suite import CLASSIFICATION, evaluation_names, suite
 
     names = evaluation_names(with_)
     chosen = suite(dict(changes(overrides)), names=names).chosen(names)
-    if out is not None:
-        check_table(Path(out), (".csv",))
-    for option, given in (("--out", out is not None), ("--real", real is not None), ("--among-data", among_data)):
-        if given and CLASSIFICATION not in names:
-            raise InputError(f"{option} is about classification, which is not carried out; add it to --with")
+    kind, _, path = data.partition(":")
+    _check(names, kind, out=out, figures=figures, real=real, among_data=among_data)
     console = Console()
     loaded = load(model, classes=class_names(classes), device=device, progress=console.say)
-    if data.startswith("imagenet-c:"):
-        if names != [CLASSIFICATION]:
-            raise InputError("imagenet-c has images to classify and none to learn from; leave out --with")
-        corrupted = corruption_benchmark(loaded, Path(data.partition(":")[2]).expanduser(), console=console)
-        if json:
-            print_json(corrupted)
-        else:
-            show_corruptions(corrupted)
-        return 0
-    if data.startswith("vtab:") and (CLASSIFICATION in names or not names):
-        raise InputError("VTAB's tasks are learned first; say how, such as --with linear or --with fine-tune")
     if CLASSIFICATION in names:
         loaded.check_head()
     place = None if no_cache else Path(cache).expanduser() if cache else feature_cache()
     seen = frozen(loaded, name=model, cache=place, console=console)
-    if data.startswith("vtab:"):
-        show_vtab(vtab(Path(data.partition(":")[2]).expanduser(), chosen, seen, console=console), json=json)
-        return 0
-    images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
-    figures: dict[str, Any] = {}
-    if CLASSIFICATION in names:
-        labels = None if real is None else Path(real).expanduser()
-        figures, predicted = classification(loaded, images, real=labels, among_data=among_data, console=console)
-        if out is not None:
-            source = images.labelled.test
-            rows = {images.labelled.split: (source, list(range(len(source))), predicted)}
-            write_text(Path(out), predictions_csv(rows, classes=loaded.classes))
-    if figures and not json:
-        show_classification(figures)
-    found: dict[str, Any] = {}
-    for name, outcome in carry_out(chosen, seen, images.labelled, console=console):
-        if not json:
-            print(("\n" if found or figures else "") + table([(name.replace("_", "-"), "", ""), *outcome.rows]))
-            print("".join(f"({note})\n" for note in outcome.notes), end="", flush=True)
-        found[name] = outcome.figures
+    measured: dict[str, Any] = {}
+    if kind == "imagenet-c":
+        measured = corruptions(loaded, Path(path).expanduser(), console=console, show=not json)
+    elif kind == "vtab":
+        measured = vtab(seen, Path(path).expanduser(), chosen, console=console, show=not json)
+    else:
+        images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
+        if CLASSIFICATION in names:
+            labels = None if real is None else Path(real).expanduser()
+            measured, said = classification(loaded, images, real=labels, among_data=among_data, console=console)
+            if not json:
+                show_classification(measured)
+            if out is not None:
+                source = images.labelled.test
+                rows = {images.labelled.split: (source, list(range(len(source))), said)}
+                write_text(Path(out), predictions_csv(rows, classes=loaded.classes))
+        if chosen:
+            measured["evaluations"] = probes(seen, images.labelled, chosen, console=console, show=not json)
+        measured["unreadable"] = [{"file": file.name, "reason": file.reason} for file in images.unreadable]
     if json:
-        unreadable = [{"file": file.name, "reason": file.reason} for file in images.unreadable]
-        print_json({**figures, **({"evaluations": found} if found else {}), "unreadable": unreadable})
+        print_json(measured)
+    if figures is not None:
+        written = write_figures(Path(figures), measured)
+        console.say(f"{len(written)} figures are in {figures}" if written else "there is nothing to draw of these")
     return 0
 
 
-def show_classification(figures: dict[str, Any]) -> None:
+def _check(
+    names: list[str], kind: str, *, out: str | None, figures: str | None, real: str | None, among_data: bool
+) -> None:
+    """See before the work that its results can be written and that the options go together."""
+    from vitreous.files import check_writable
+    from vitreous.inspection.figures import check_matplotlib
+    from vitreous.predictions import check_table
+    from vitreous.suite import CLASSIFICATION
+
+    if out is not None:
+        check_table(Path(out), (".csv",))
+    if figures is not None:
+        check_matplotlib()
+        check_writable(Path(figures) / "reliability.png")
+    for option, given in (("--out", out is not None), ("--real", real is not None), ("--among-data", among_data)):
+        if given and CLASSIFICATION not in names:
+            raise InputError(f"{option} is about classification, which is not carried out; add it to --with")
+    if kind == "imagenet-c" and names != [CLASSIFICATION]:
+        raise InputError("imagenet-c has images to classify and none to learn from; leave out --with")
+    if kind == "vtab" and CLASSIFICATION in names:
+        raise InputError("VTAB's tasks are learned first; say how, such as --with linear or --with fine-tune")
+
+
+def show_classification(figures: Mapping[str, Any]) -> None:
     """The headline figures, then by class, then what is confused most."""
     print(table(figure_rows(figures)))
     print()
@@ -123,32 +142,56 @@ def show_classification(figures: dict[str, Any]) -> None:
     if confused := confusion_rows(figures):
         print()
         print(table([("most confused", "taken for", "images"), *confused]))
+    print()
 
 
-def show_vtab(measured: Iterator[tuple[str, dict[str, Any]]], *, json: bool) -> None:
-    """The scores of every task, and their means, beside the paper's."""
+def probes(
+    model: "Frozen", data: "Labelled", evaluations: "Mapping[str, Evaluation]", *, console: "Console", show: bool
+) -> dict[str, Any]:
+    """The figures of each evaluation; its table is printed as soon as it ends."""
+    from vitreous.suite import carry_out
+
+    found = {}
+    for name, outcome in carry_out(evaluations, model, data, console=console):
+        found[name] = outcome.figures
+        if show:
+            print(table([(name.replace("_", "-"), "", ""), *outcome.rows]))
+            print("".join(f"({note})\n" for note in outcome.notes), flush=True)
+    return found
+
+
+def vtab(
+    model: "Frozen", folder: Path, evaluations: "Mapping[str, Evaluation]", *, console: "Console", show: bool
+) -> dict[str, Any]:
+    """The scores of every task in `folder`, and their means, beside the paper's."""
     from dataclasses import asdict
 
     from vitreous.evaluation.vtab import PAPER, group_means, rows
+    from vitreous.measurement import vtab as measure
 
-    tasks: dict[str, dict[str, Any]] = {}
+    tasks = dict(measure(folder, evaluations, model, console=console))
     scores: dict[str, dict[str, float]] = {}
-    for name, found in measured:
-        tasks[name] = found
+    for name, found in tasks.items():
         for way, score in found["scores"].items():
             scores.setdefault(way.replace("_", "-"), {})[name] = score
-    if json:
-        means = {way: asdict(group_means(of)) for way, of in scores.items()}
-        print_json({"tasks": tasks, "means": means, "paper": PAPER})
-        return
-    print(table(rows(scores, official={name: found["official"] for name, found in tasks.items()})))
-    for name, found in tasks.items():
-        for note in found["notes"]:
-            print(f"({name}: {note})")
+    if show:
+        print(table(rows(scores, official={name: found["official"] for name, found in tasks.items()})))
+        print("".join(f"({name}: {note})\n" for name, found in tasks.items() for note in found["notes"]), end="")
+    return {"tasks": tasks, "means": {way: asdict(group_means(of)) for way, of in scores.items()}, "paper": PAPER}
 
 
-def show_corruptions(figures: dict[str, Any]) -> None:
-    """Errors by corruption, and the mean that the benchmark is known by."""
+def corruptions(model: "Model", folder: Path, *, console: "Console", show: bool) -> dict[str, Any]:
+    """The errors under every corruption in `folder`, and the mean that the benchmark is known by."""
+    from vitreous.measurement import corruption_benchmark
+
+    figures = corruption_benchmark(model, folder, console=console)
+    if show:
+        show_corruptions(figures)
+    return figures
+
+
+def show_corruptions(figures: Mapping[str, Any]) -> None:
+    """A row a corruption, and the mean."""
     rows = [("corruption", "error", "over AlexNet's")]
     for name, one in figures["corruptions"].items():
         rows.append((name, f"{one['error']:.2%}", "" if one["relative"] is None else f"{one['relative']:.2%}"))

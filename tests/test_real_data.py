@@ -13,8 +13,17 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
-from vitreous.data.layouts import open_held_out
+from vitreous.console import Console
+from vitreous.data.layouts import open_data, open_held_out
+from vitreous.evaluation.base import Labelled
+from vitreous.evaluation.few_shot import FewShot
+from vitreous.evaluation.knn import KNN
+from vitreous.measurement import frozen
+from vitreous.predict import load
 
 NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -89,8 +98,6 @@ def test_those_weights_fine_tune_on_a_few_photos(vitreous, weights, some_photos,
     ],
 )
 def test_named_sets_are_read_whole(name, train, test, size, shared):
-    from vitreous.data.layouts import open_data
-
     splits = open_data(name.format(shared / "data"))
     assert len(splits.train) == train
     assert splits.test is not None
@@ -106,3 +113,37 @@ def test_the_pixels_of_fashion_mnist_are_those_of_the_file(shared):
     _, source, _ = open_held_out(f"fashion-mnist:{folder}")
     for i in (0, 77, 9_999):
         np.testing.assert_array_equal(np.asarray(source.image(i))[..., 0], pixels[i])
+
+
+@pytest.mark.parametrize("name", ["imagenette", "cifar10", "fashion-mnist"])
+def test_five_shots_and_neighbours_of_real_features_are_scikit_learns(name, weights, shared, tmp_path):
+    """Figures of the whole sets are in docs/measure.md; here a class has 12 images to learn from and 6 to measure."""
+    places = {
+        "imagenette": str(shared / "data" / "imagenette224" / "imagenette224_train.tar"),
+        "cifar10": f"cifar10:{shared / 'data' / 'cifar10'}",
+        "fashion-mnist": f"fashion-mnist:{shared / 'data' / 'fashion_mnist'}",
+    }
+    source = open_data(places[name]).train
+    rows = [np.flatnonzero(source.labels == label)[:18] for label in range(10)]
+    train, test = (source.select(np.concatenate([part[of] for part in rows])) for of in (slice(0, 12), slice(12, 18)))
+    quiet = Console(quiet=True)
+    model = frozen(load(weights, device="cpu"), cache=tmp_path, console=quiet)
+    data = Labelled(train, test)
+    few = FewShot(shots=(5,), exponents=(10,))
+    drawn = few.run(model, data, console=quiet).figures["shots"]["5"]["draws"]
+    known, asked = model.pooled(train), model.pooled(test)
+    for draw, found in enumerate(drawn):
+        chosen = known.select(few.draw(known.labels, shots=5, draw=draw)[0])
+        scaler = StandardScaler().fit(chosen.values.astype(np.float64))
+        x, z = (
+            np.pad(scaler.transform(part.values.astype(np.float64)), ((0, 0), (0, 1)), constant_values=100.0)
+            for part in (chosen, asked)
+        )
+        theirs = Ridge(alpha=1024.0, fit_intercept=False, solver="svd").fit(x, 2.0 * np.eye(10)[chosen.labels] - 1)
+        assert found["top1"] == (theirs.predict(z).argmax(1) == asked.labels).mean()
+    neighbours = KNN(ks=(10, 20)).run(model, data, console=quiet).figures["k"]
+    for k in (10, 20):
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
+        theirs.fit(known.values.astype(np.float64), known.labels)
+        said = theirs.predict_proba(asked.values.astype(np.float64)).argmax(1)
+        assert neighbours[str(k)]["top1"]["value"] == (said == asked.labels).mean()

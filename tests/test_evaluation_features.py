@@ -13,6 +13,7 @@ from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.evaluation import features as module
+from vitreous.evaluation.classify import probabilities
 from vitreous.evaluation.features import Frozen, joined
 
 VIEW = EvalView(image_size=32, crop_ratio=1.0)
@@ -53,6 +54,15 @@ def test_features_are_what_the_head_sees_and_patches_what_the_encoder_returns():
         np.testing.assert_allclose(model.patches(source).values, tokens.patches, rtol=2e-3, atol=1e-3)
     assert model.patches(source).values.shape == (10, 16, 32)
     assert model.pooled(source).labels.tolist() == [0, 1] * 5
+
+
+def test_probabilities_are_the_heads_answer_to_what_was_computed_before(tmp_path, counted):
+    model, source = frozen(tmp_path), images()
+    model.pooled(source)
+    found = frozen(tmp_path).probabilities(source)
+    assert sum(counted) == 10
+    expected = probabilities(model.classifier, source, VIEW, world=model.world)
+    np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
 def test_equal_work_is_done_once_whoever_asks(tmp_path, counted):

@@ -38,7 +38,7 @@ def logits(loaded, path):
 def measured(loaded, data, **options):
     seen = frozen(loaded, cache=None, console=QUIET)
     images = find_images(data, val=None, name="m", model=seen, evaluations={}, console=QUIET)
-    return classification(loaded, images, **{"real": None, "among_data": False, **options}, console=QUIET)
+    return classification(seen, images, **{"real": None, "among_data": False, **options})
 
 
 def test_imagenet_a_is_scored_among_its_200_classes(tmp_path):
@@ -104,7 +104,7 @@ def test_the_errors_of_each_corruption_are_measured(tmp_path):
         for level in range(1, 6):
             for name in "abc":
                 write(tmp_path / kind / str(level) / name / "0.png", level)
-    figures = corruption_benchmark(loaded, tmp_path, console=QUIET)
+    figures = corruption_benchmark(frozen(loaded, cache=None, console=QUIET), tmp_path, console=QUIET)
     fog = figures["corruptions"]["fog"]
     assert fog["by_severity"] == figures["corruptions"]["snow"]["by_severity"]
     for level in range(1, 6):  # the three images are equal, so one class is right

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vitreous.console import Console
+from vitreous.cores import cores
 from vitreous.data.imagenet import NUMBERED, SUBSETS, corruptions
 from vitreous.data.layouts import open_held_out
 from vitreous.data.prepare import BadFile
@@ -16,7 +17,7 @@ from vitreous.data.source import Source
 from vitreous.data.vtab.open import find_tasks, open_task
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled
-from vitreous.evaluation.classify import evaluate
+from vitreous.evaluation.classify import judged
 from vitreous.evaluation.corruptions import corruption_figures
 from vitreous.evaluation.features import Frozen
 from vitreous.evaluation.held_out import held_out_images, learning_images
@@ -45,6 +46,7 @@ def frozen(model: Model, *, name: str = "", cache: Path | None, console: Console
         classes=None if model.headless else model.classes,
         faster=model.inference,
         cache=cache,
+        num_workers=0 if model.world.device.type == "cpu" else cores(),
         console=console,
     )
 
@@ -70,50 +72,36 @@ def find_images(
 
 
 def classification(
-    model: Model, images: Images, *, real: Path | None, among_data: bool, console: Console
+    model: Frozen, images: Images, *, real: Path | None, among_data: bool
 ) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
     """`scores` of the model's own head, and `real` (see `real_figures`) where ReaL labels are given; probabilities too.
 
     Raises:
-        InputError: if the model has no head, does not know the classes, or the labels do not fit.
+        InputError: if the model does not know the classes, or the labels do not fit.
     """
-    model.check_head()
-    labels = None if real is None else read_real(real)
-    figures, predicted = evaluate(
-        model.inference,
-        images.labelled.test,
-        model.view,
-        classes=model.classes,
-        split=images.labelled.split,
-        world=model.world,
-        among_data=among_data or images.among_data,
-        console=console,
+    labels, test, classes = None if real is None else read_real(real), images.labelled.test, model.classes
+    assert classes is not None, "a model without a head is refused before"
+    among_data |= images.among_data
+    figures, predicted = judged(
+        model.probabilities, test, classes=classes, split=images.labelled.split, among_data=among_data
     )
     if labels is not None:
-        figures["real"] = real_figures(_in_standard_order(predicted, model), images.labelled.test, labels)
+        figures["real"] = real_figures(_in_standard_order(predicted, classes), test, labels)
     return figures, predicted
 
 
-def corruption_benchmark(model: Model, folder: Path, *, console: Console) -> dict[str, Any]:
+def corruption_benchmark(model: Frozen, folder: Path, *, console: Console) -> dict[str, Any]:
     """The errors of a model on ImageNet-C, see `corruption_figures`.
 
     Raises:
         InputError: if the images are not there, or the model does not know their classes.
     """
-    model.check_head()
+    assert model.classes is not None, "a model without a head is refused before"
     errors: dict[str, dict[int, float]] = {}
     for name, levels in corruptions(folder).items():
         for severity, source in levels.items():
             console.say(f"{name}, severity {severity}")
-            figures, _ = evaluate(
-                model.inference,
-                source,
-                model.view,
-                classes=model.classes,
-                split=name,
-                world=model.world,
-                console=console,
-            )
+            figures, _ = judged(model.probabilities, source, classes=model.classes, split=name)
             errors.setdefault(name, {})[severity] = 1 - figures["top1"]["value"]
     return corruption_figures(errors)
 
@@ -152,7 +140,9 @@ def _called(source: Source, kind: str, model: Frozen) -> Source:
     return renamed
 
 
-def _in_standard_order(predicted: Float[np.ndarray, "image cls"], model: Model) -> Float[np.ndarray, "image cls"]:
-    """Columns in the order of WordNet names, which is ImageNet's, where the model has such names; else as they are."""
-    wordnet = all(name[:1] == "n" and name[1:].isdecimal() for name in model.classes)
-    return predicted[:, np.argsort(model.classes)] if wordnet else predicted
+def _in_standard_order(
+    predicted: Float[np.ndarray, "image cls"], classes: tuple[str, ...]
+) -> Float[np.ndarray, "image cls"]:
+    """Columns in the order of WordNet names, which is ImageNet's, where classes have such names; else as they are."""
+    wordnet = all(name[:1] == "n" and name[1:].isdecimal() for name in classes)
+    return predicted[:, np.argsort(classes)] if wordnet else predicted

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from vitreous.console import Console
     from vitreous.evaluation.base import Evaluation, Labelled
     from vitreous.evaluation.features import Frozen
-    from vitreous.predict import Model
 
 
 @app.command
@@ -86,14 +85,14 @@ def evaluate(
     seen = frozen(loaded, name=model, cache=place, console=console)
     measured: dict[str, Any] = {}
     if kind == "imagenet-c":
-        measured = corruptions(loaded, Path(path).expanduser(), console=console, show=not json)
+        measured = corruptions(seen, Path(path).expanduser(), console=console, show=not json)
     elif kind == "vtab":
         measured = vtab(seen, Path(path).expanduser(), chosen, console=console, show=not json)
     else:
         images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
         if CLASSIFICATION in names:
             labels = None if real is None else Path(real).expanduser()
-            measured, said = classification(loaded, images, real=labels, among_data=among_data, console=console)
+            measured, said = classification(seen, images, real=labels, among_data=among_data)
             if not json:
                 show_classification(measured)
             if out is not None:
@@ -180,7 +179,7 @@ def vtab(
     return {"tasks": tasks, "means": {way: asdict(group_means(of)) for way, of in scores.items()}, "paper": PAPER}
 
 
-def corruptions(model: "Model", folder: Path, *, console: "Console", show: bool) -> dict[str, Any]:
+def corruptions(model: "Frozen", folder: Path, *, console: "Console", show: bool) -> dict[str, Any]:
     """The errors under every corruption in `folder`, and the mean that the benchmark is known by."""
     from vitreous.measurement import corruption_benchmark
 

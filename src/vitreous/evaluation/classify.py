@@ -1,7 +1,7 @@
 """How well a classifier tells the classes of a labelled set apart."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -151,30 +151,44 @@ def evaluate(
     classes: Sequence[str],
     split: str,
     world: World,
-    among_data: bool = False,
     batch_size: int = 64,
     num_workers: int = 0,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
-    """`scores` of a classifier whose outputs are `classes`, on data whose classes map to them by name.
+    """`judged` of what a classifier says, whose outputs are `classes`."""
 
-    Also the class probabilities of every image, (image, cls). `among_data` lets the model choose among the data's
-    classes alone: the others get probability 0, and the rest sums to 1.
+    def predict(images: Source) -> Float[np.ndarray, "image cls"]:
+        return probabilities(
+            classifier, images, view, world=world, batch_size=batch_size, num_workers=num_workers, console=console
+        )
+
+    return judged(predict, source, classes=classes, split=split)
+
+
+def judged(
+    predict: Callable[[Source], Float[np.ndarray, "image cls"]],
+    source: Source,
+    *,
+    classes: Sequence[str],
+    split: str,
+    among_data: bool = False,
+) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
+    """`scores` of the probabilities of `classes` that `predict` gives, on data whose classes map to them by name.
+
+    Also these probabilities. `among_data` chooses among the data's classes alone: the others get probability 0, and the
+    rest sums to 1.
 
     Raises:
-        InputError: if images have no label, a class is unknown to the model, or its outputs are no numbers.
+        InputError: if images have no label, a class is not among `classes`, or what is predicted is no number.
     """
     started = time.monotonic()
     if len(source) == 0 or (source.labels < 0).any():
         raise InputError("evaluation needs labelled images, but some have no label; use folders named by class")
     positions = class_positions(source.classes, classes)
-    labels = positions[source.labels]
-    predicted = probabilities(
-        classifier, source, view, world=world, batch_size=batch_size, num_workers=num_workers, console=console
-    )
+    predicted = predict(source)
     if not np.isfinite(predicted).all():
         raise InputError("the model gives no numbers for some images (infinite or NaN); its weights are broken")
     if among_data:
         predicted = only(predicted, positions)
-    figures = scores(predicted, labels, classes=classes, split=split)
+    figures = scores(predicted, positions[source.labels], classes=classes, split=split)
     return {**figures, "seconds": time.monotonic() - started}, predicted

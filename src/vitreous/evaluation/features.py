@@ -10,7 +10,7 @@ import copy
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitreous.classifier import Classifier
-from vitreous.console import Console, Task
+from vitreous.console import Console
 from vitreous.data.loader import evaluation_batches
 from vitreous.data.source import Source
 from vitreous.data.views import EvalView
@@ -56,6 +56,16 @@ class Features:
 def joined(*parts: Features) -> Features:
     """The images of all parts."""
     return Features(np.concatenate([part.values for part in parts]), np.concatenate([part.labels for part in parts]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Rows of the cache that are not there yet."""
+
+    rows: Int[np.ndarray, " image"]
+    """Positions in the source."""
+    file: Path | None
+    """Where they are kept; None keeps them nowhere."""
 
 
 class Frozen:
@@ -97,6 +107,15 @@ class Frozen:
         """
         return self.changed(source, "pooled", lambda images, _: self.answering.features(images))
 
+    def probabilities(self, source: Source) -> Float[np.ndarray, "image cls"]:
+        """What the head makes of `pooled`: class probabilities of every image, float64, each row sums to 1."""
+        rows = []
+        with torch.inference_mode(), self.world.autocast():
+            for part in np.array_split(self.pooled(source).values, -(-len(source) // CHUNK)):
+                logits = self.answering.head(torch.from_numpy(part).to(self.world.device))
+                rows.append(logits.float().cpu().double().softmax(-1).numpy())  # Apple GPUs have no float64
+        return np.concatenate(rows)
+
     def patches(self, source: Source) -> Features:
         """Every patch token that the encoder returns, in half precision: 2 bytes x width x patches an image.
 
@@ -115,23 +134,22 @@ class Frozen:
             return known[1]
         if not len(source):
             raise InputError("features need at least one image, got none")
-        chunks, found = [], 0
-        with torch.inference_mode(), self.console.task("image", len(source)) as task:
-            for start in range(0, len(source), CHUNK):
-                part = source.select(np.arange(start, min(start + CHUNK, len(source))))
-                entry = None if self.cache is None else self.cache / self.model_key() / _entry(part, change, start)
-                rows = None if entry is None else _read(entry)
-                found += 0 if rows is None else len(part)
-                if rows is None:
-                    rows = self._compute(part, function, start=start, task=task)
-                    if entry is not None:
-                        self._keep(entry, rows)
-                else:
-                    task.update(start + len(part))
-                chunks.append(rows)
+        chunks, entries = self._kept(source, change)
+        found = sum(map(len, chunks.values()))
         if found:
             self.console.say(f"features of {found:,} of {len(source):,} images were computed before")
-        features = Features(np.concatenate(chunks), source.labels)
+        missing = np.concatenate([entry.rows for entry in entries]) if entries else np.empty(0, np.int64)
+        with torch.inference_mode(), self.console.task("image", len(source), done=found) as task:
+            waiting: list[np.ndarray] = []
+            for values in self._computed(source, missing, function):
+                waiting.append(values)
+                done = sum(map(len, chunks.values())) + sum(map(len, waiting))
+                while entries and sum(map(len, waiting)) >= len(entries[0].rows):
+                    entry, rows = entries.pop(0), np.concatenate(waiting)
+                    chunks[entry.rows[0]], waiting = rows[: len(entry.rows)], [rows[len(entry.rows) :]]
+                    self._keep(entry, chunks[entry.rows[0]])
+                task.update(done)
+        features = Features(np.concatenate([chunks[start] for start in sorted(chunks)]), source.labels)
         self._known[id(source), change] = source, features  # the source too, or its id could become another's
         return features
 
@@ -141,24 +159,45 @@ class Frozen:
         other.view, other._key, other._known = view, None, {}
         return other
 
-    def _compute(self, part: Source, function: Function, *, start: int, task: Task) -> np.ndarray:
-        rows, device = [], self.world.device
+    def _kept(self, source: Source, change: str) -> tuple[dict[int, np.ndarray], list[Entry]]:
+        """Rows that are kept, by where they begin, and the entries that are missing."""
+        kept, missing = {}, []
+        with self.console.task("image looked up", len(source)) as task:
+            for start in range(0, len(source), CHUNK):
+                rows = np.arange(start, min(start + CHUNK, len(source)))
+                file = None
+                if self.cache is not None:
+                    file = self.cache / self.model_key() / _file_name(source.select(rows), change, start)
+                    if (found := _read(file)) is not None:
+                        kept[start] = found
+                        continue
+                missing.append(Entry(rows, file))
+                task.update(int(rows[-1]) + 1)
+        return kept, missing
+
+    def _computed(self, source: Source, rows: np.ndarray, function: Function) -> Iterator[np.ndarray]:
+        """The features of the images at `rows`, batch by batch."""
         for batch in evaluation_batches(
-            part, self.view, batch_size=self.batch_size, num_workers=self.num_workers, device=device
+            source.select(rows),
+            self.view,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            device=self.world.device,
         ):
             with self.world.autocast():
-                values = function(batch.images[0], batch.index.cpu().numpy() + start)
-            rows.append((values if values.dtype == torch.float16 else values.float()).cpu().numpy())
-            if not np.isfinite(rows[-1]).all():
+                values = function(batch.images[0], rows[batch.index.cpu().numpy()])
+            found = (values if values.dtype == torch.float16 else values.float()).cpu().numpy()
+            if not np.isfinite(found).all():
                 raise InputError("the model gives no numbers for some images (infinite or NaN); its weights are broken")
-            task.update(start + sum(map(len, rows)))
-        return np.concatenate(rows)
+            yield found
 
-    def _keep(self, entry: Path, rows: np.ndarray) -> None:
+    def _keep(self, entry: Entry, rows: np.ndarray) -> None:
+        if entry.file is None or self.cache is None:
+            return
         file = io.BytesIO()
         np.save(file, rows, allow_pickle=False)
         try:
-            write_bytes(entry, file.getvalue() + _digest(file.getvalue()))
+            write_bytes(entry.file, file.getvalue() + _digest(file.getvalue()))
         except InputError as error:
             self.console.say(f"warning: features are not kept: {error}")
             self.cache = None
@@ -195,7 +234,7 @@ def content_key(source: Source, about: str) -> str:
     return digest.hexdigest()
 
 
-def _entry(part: Source, change: str, start: int) -> str:
+def _file_name(part: Source, change: str, start: int) -> str:
     """The file name for these images; their positions count where a change may depend on them."""
     place = "" if change in ("pooled", "patches") else str(start)
     return f"{content_key(part, f'{change} {place}')}.npy"

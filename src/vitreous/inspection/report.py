@@ -27,10 +27,11 @@ from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
 from vitreous.files import write_bytes
-from vitreous.inspection.attention import attends, attention_maps, rollout
+from vitreous.inspection.attention import attends, attention_maps
 from vitreous.inspection.mislabelled import Prediction, likely_mislabelled, read_predictions
 from vitreous.inspection.pictures import data_uri, heat, picture
 from vitreous.inspection.plots import Series, confusion_chart, confusion_image, line_chart, reliability_chart
+from vitreous.inspection.rollout import rollout
 from vitreous.run_folder import RunFolder
 from vitreous.variants import title
 
@@ -89,6 +90,8 @@ def write_report(
         num_suspects=len(suspects),
         num_sampled=len(predictions),
         attention=_attention(data, classifier, view),
+        inspected=(folder.report.parent / "inspect" / "index.html").is_file(),
+        inspectable=classifier is not None and attends(classifier),
         css=Markup(_page_file("report.css")),
         js=Markup(script),
         js_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

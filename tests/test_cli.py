@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from vitreous.weights.convert import Agreement
 
 COMMANDS = (
-    *("fit", "train", "evaluate", "predict", "report", "models"),
+    *("fit", "train", "evaluate", "predict", "inspect", "report", "models"),
     *("budget", "convert", "selftest", "demo", "doctor"),
 )
 

@@ -29,7 +29,7 @@ def test_settings_are_changed_by_their_names():
 def test_a_setting_of_what_is_not_carried_out_is_refused():
     with pytest.raises(InputError, match=r"--knn.ks changes knn, which is not carried out; add it to --with"):
         suite({"knn.ks": "5"}, names=["few_shot"])
-    with pytest.raises(InputError, match="no field 'few_shot.shot'"):
+    with pytest.raises(InputError, match=r"no field 'few_shot.shot'"):
         suite({"few_shot.shot": "5"}, names=["few_shot"])
 
 

@@ -140,6 +140,18 @@ class Model:
         said = "an encoder alone" if self.headless else f"{len(self.classes)} classes: {', '.join(self.classes[:4])}..."
         return f"Model({title(encoder)}, {encoder.pixels}, {said})"
 
+    def _repr_html_(self) -> str:
+        names = "none, an encoder alone" if self.headless else ", ".join(self.classes[:8])
+        more = f" and {len(self.classes) - 8:,} more" if len(self.classes) > 8 and not self.headless else ""
+        facts = {
+            "model": title(self.module.config.encoder),
+            "parameters": f"{sum(parameter.numel() for parameter in self.module.parameters()):,}",
+            "classes": names + more,
+            "view": repr(self.view),
+        }
+        rows = (f"<tr><th>{name}</th><td>{html.escape(fact)}</td></tr>" for name, fact in facts.items())
+        return f"<table>{''.join(rows)}</table>"
+
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
     return list(images) if isinstance(images, Iterable) and not isinstance(images, Picture) else [images]

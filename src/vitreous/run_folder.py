@@ -15,7 +15,14 @@ from typing import Any
 from vitreous.errors import InputError
 from vitreous.files import read_text, write_text, writing
 
-LEFT_BY_KILLED = (".*.tmp", ".model.*.new", ".model.*.old", "checkpoints/step-*.tmp", "report/.*.tmp")
+LEFT_BY_KILLED = (
+    ".*.tmp",
+    ".model.*.new",
+    ".model.*.old",
+    "checkpoints/step-*.tmp",
+    "report/.*.tmp",
+    "report/.inspect.*",
+)
 
 FIGURES = {"split", "num_images", "top1", "top5", "macro_f1", "ece", "reliability", "per_class", "confusion"}
 KINDS: dict[str, Any] = {

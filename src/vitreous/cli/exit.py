@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from vitreous.cli import machine, measuring, models, training, using  # noqa: F401 - each adds its commands
+from vitreous.cli import inspecting, machine, measuring, models, training, using  # noqa: F401 - each adds its commands
 from vitreous.cli.app import app
 from vitreous.errors import InputError
 

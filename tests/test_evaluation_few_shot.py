@@ -5,7 +5,7 @@ from sklearn.linear_model import Ridge
 
 from known_features import clusters
 from vitreous.errors import InputError
-from vitreous.evaluation.few_shot import FewShot, ridge, signs, standardised
+from vitreous.evaluation.few_shot import FewShot, design, ridge, signs
 
 
 def papers_code(train, labels, test, *, penalty, num_classes):
@@ -24,7 +24,7 @@ def papers_code(train, labels, test, *, penalty, num_classes):
 @pytest.mark.parametrize("exponent", [-6, 0, 10, 20])
 def test_weights_equal_a_float64_solve_and_its_dual_form(images, exponent):
     known = clusters(train=images)
-    x, z = standardised(*(torch.from_numpy(part.values).double() for part in (known.train, known.test)))
+    x, z = design(*(torch.from_numpy(part.values).double() for part in (known.train, known.test)))
     targets = signs(torch.from_numpy(known.train.labels), num_classes=3)
     (weights,) = ridge(x, targets, penalties=[2.0**exponent])
     primal, dual, scores = papers_code(
@@ -38,7 +38,7 @@ def test_weights_equal_a_float64_solve_and_its_dual_form(images, exponent):
 
 def test_scikit_learns_ridge_gives_the_same_weights_and_accuracy():
     known = clusters()
-    (x,) = standardised(torch.from_numpy(known.train.values).double())
+    (x,) = design(torch.from_numpy(known.train.values).double())
     y = signs(torch.from_numpy(known.train.labels), num_classes=3)
     (weights,) = ridge(x, y, penalties=[1024.0])
     theirs = Ridge(alpha=1024.0, fit_intercept=False, solver="cholesky").fit(x.numpy(), y.numpy())

@@ -13,7 +13,7 @@ from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Labelled
 from vitreous.evaluation.features import Frozen
-from vitreous.evaluation.few_shot import ridge, signs, standardised
+from vitreous.evaluation.few_shot import design, ridge, signs
 from vitreous.evaluation.robustness import PatchDrop, PatchShuffle, Resolution, _shuffled, readout
 from vitreous.pooling import Mean
 from vitreous.resnet import ResNetConfig
@@ -56,7 +56,7 @@ def test_the_head_chooses_among_the_datas_classes_alone():
 def test_without_the_classes_a_readout_is_fitted_in_closed_form():
     model = frozen(classes=None)
     said, scores = readout(model, DATA)
-    x, z = standardised(*(torch.from_numpy(model.pooled(part).values).double() for part in (DATA.train, DATA.test)))
+    x, z = design(*(torch.from_numpy(model.pooled(part).values).double() for part in (DATA.train, DATA.test)))
     (weights,) = ridge(x, signs(torch.from_numpy(DATA.train.labels), num_classes=3), penalties=[1024.0])
     np.testing.assert_allclose(scores(model.pooled(DATA.test).values), z @ weights)
     assert said == "least squares on 30 training images"

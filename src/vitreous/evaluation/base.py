@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from vitreous.config import Config
 from vitreous.console import Console
@@ -101,6 +103,17 @@ def chosen_to_judge(labels: Int[np.ndarray, " image"], *, seed: int) -> Bool[np.
     if not back.any():
         raise InputError("settings are chosen on held-back training images, but no class has two; give more images")
     return back
+
+
+def standardised(train: Float[Tensor, "image width"], *others: Float[Tensor, "other width"]) -> list[Tensor]:
+    """All of them less the mean of `train` and over its standard deviation, to which 1e-5 is added."""
+    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0) + 1e-5
+    return [(part - mean) / deviation for part in (train, *others)]
+
+
+def in_float64(features: Features, device: torch.device) -> Float[Tensor, "image width"]:
+    """The values of `features` on `device`, or on the CPU where that has no float64, as Apple's GPUs."""
+    return torch.from_numpy(features.values).to("cpu" if device.type == "mps" else device).double()
 
 
 def interval(share: Share) -> str:

@@ -13,14 +13,12 @@ from torch import Tensor
 from vitreous.config import check_ranges
 from vitreous.console import Console
 from vitreous.errors import InputError, some
-from vitreous.evaluation.base import Evaluation, Labelled, Outcome
+from vitreous.evaluation.base import Evaluation, Labelled, Outcome, in_float64, standardised
 from vitreous.evaluation.features import Features, Frozen
 from vitreous.seeding import generator
 
 CONSTANT = 100.0
 """The feature that every image has: large, so that its weight, the bias, is hardly held back."""
-EPSILON = 1e-5
-"""Added to each standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +83,8 @@ class FewShot(Evaluation):
     def _solve(
         self, train: Features, judge: Features, test: Features, *, classes: Sequence[str], device: torch.device
     ) -> dict[str, Any]:
-        device = torch.device("cpu") if device.type == "mps" else device  # Apple GPUs have no float64
-        parts = (torch.from_numpy(part.values).to(device).double() for part in (train, judge, test))
-        x, judged, measured = standardised(*parts)
-        targets = signs(torch.from_numpy(train.labels).to(device), num_classes=len(classes))
+        x, judged, measured = design(*(in_float64(part, device) for part in (train, judge, test)))
+        targets = signs(torch.from_numpy(train.labels).to(x.device), num_classes=len(classes))
         fixed, *grid = ridge(x, targets, penalties=[2.0**exponent for exponent in (self.exponent, *self.exponents)])
         one = {"top1": _accuracy(measured, fixed, test.labels)}
         if len(judge.labels):
@@ -98,12 +94,9 @@ class FewShot(Evaluation):
         return one
 
 
-def standardised(
-    train: Float[Tensor, "image width"], *others: Float[Tensor, "other width"]
-) -> list[Float[Tensor, "any features"]]:
-    """All of them less the mean of `train` and over its standard deviation, and beside them the constant feature."""
-    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0) + EPSILON
-    parts = ((part - mean) / deviation for part in (train, *others))
+def design(train: Float[Tensor, "image width"], *others: Float[Tensor, "other width"]) -> list[Tensor]:
+    """All of them standardised by `train`, and beside them the constant feature: (any, width + 1)."""
+    parts = standardised(train, *others)
     return [torch.cat([part, part.new_full((len(part), 1), CONSTANT)], dim=1) for part in parts]
 
 

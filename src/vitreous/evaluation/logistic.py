@@ -13,7 +13,16 @@ from torch import Tensor
 from vitreous import metrics
 from vitreous.config import check_ranges
 from vitreous.console import Console
-from vitreous.evaluation.base import Evaluation, Labelled, Outcome, at_the_edge, interval, learning_parts
+from vitreous.evaluation.base import (
+    Evaluation,
+    Labelled,
+    Outcome,
+    at_the_edge,
+    in_float64,
+    interval,
+    learning_parts,
+    standardised,
+)
 from vitreous.evaluation.features import Features, Frozen, joined
 
 
@@ -45,7 +54,7 @@ class Logistic(Evaluation):
         with console.task("regression", 2 * len(path)) as task:
 
             def follow(train: Features, test: Features, exponents: Sequence[float], done: int) -> list[np.ndarray]:
-                x, measured = _standardised(train, test, device=device)
+                x, measured = standardised(in_float64(train, device), in_float64(test, device))
                 labels, start, answers = torch.from_numpy(train.labels).to(x.device), None, []
                 for i, exponent in enumerate(exponents):
                     start = regress(
@@ -110,11 +119,3 @@ def regress(
 
     solver.step(objective)  # pyright: ignore[reportArgumentType] - a tensor serves as its loss
     return weights.detach()
-
-
-def _standardised(*parts: Features, device: torch.device) -> list[Float[Tensor, "image width"]]:
-    """In float64, by mean and deviation of the first."""
-    device = torch.device("cpu") if device.type == "mps" else device  # Apple GPUs have no float64
-    tensors = [torch.from_numpy(part.values).to(device).double() for part in parts]
-    mean, deviation = tensors[0].mean(dim=0), tensors[0].std(dim=0, correction=0) + 1e-5
-    return [(tensor - mean) / deviation for tensor in tensors]

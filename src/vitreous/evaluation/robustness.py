@@ -21,7 +21,7 @@ from vitreous.data.source import Source
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled, Outcome, interval
 from vitreous.evaluation.features import Features, Frozen
-from vitreous.evaluation.few_shot import ridge, signs, standardised
+from vitreous.evaluation.few_shot import design, ridge, signs
 from vitreous.seeding import generator
 from vitreous.vit import ViT, ViTConfig, divisible_size
 
@@ -49,10 +49,10 @@ def readout(model: Frozen, data: Labelled) -> tuple[str, Scores]:
     train = model.pooled(data.training)
     values = torch.from_numpy(train.values).double()
     targets = signs(torch.from_numpy(train.labels), num_classes=len(data.classes))
-    (weights,) = ridge(standardised(values)[0], targets, penalties=[PENALTY])
+    (weights,) = ridge(design(values)[0], targets, penalties=[PENALTY])
 
     def by_ridge(others: Float[np.ndarray, "image width"]) -> Float[np.ndarray, "image cls"]:
-        return (standardised(values, torch.from_numpy(others).double())[1] @ weights).numpy()
+        return (design(values, torch.from_numpy(others).double())[1] @ weights).numpy()
 
     return f"least squares on {len(train.labels):,} training images", by_ridge
 

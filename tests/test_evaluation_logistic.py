@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from known_features import clusters
-from vitreous.evaluation.base import learning_parts
+from vitreous.evaluation.base import at_the_edge, learning_parts
 from vitreous.evaluation.features import joined
 from vitreous.evaluation.logistic import Logistic, regress
 
@@ -64,6 +64,8 @@ def test_a_dev_split_chooses_and_is_then_learned_from():
     assert figures["top1"]["value"] == model.score(scaler.transform(known.test.values), known.test.labels)
 
 
-def test_a_choice_at_the_end_of_the_grid_is_said():
-    outcome = clusters().evaluated(Logistic(exponents=(6, 5)))
-    assert "is at the end of the grid" in outcome.notes[0]
+def test_a_tie_at_the_end_of_the_grid_is_none():
+    assert at_the_edge("rate", (1, 2, 3), (0.5, 0.5, 0.4)) == []
+    assert at_the_edge("rate", (1, 2, 3), (0.4, 0.5, 0.5)) == []
+    assert len(at_the_edge("rate", (1, 2, 3), (0.4, 0.4, 0.5))) == 1
+    assert at_the_edge("rate", (1,), (0.5,)) == []

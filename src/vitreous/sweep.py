@@ -82,7 +82,7 @@ class FineTune(Evaluation):
             "batch_size": self.batch_size,
             "grid": [{"learning_rate": r, "dev_top1": score} for r, score in zip(self.learning_rates, curve)],
         }
-        edge = at_the_edge("learning rate", self.learning_rates, best)
+        edge = at_the_edge("learning rate", self.learning_rates, curve)
         return Outcome([("fine-tune", f"{top1.value:.2%}", more)], figures, edge, top1.value)
 
     def plan(self, model: Frozen, rate: float) -> Run:

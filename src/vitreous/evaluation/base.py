@@ -121,8 +121,10 @@ def interval(share: Share) -> str:
     return f"{share.low:.2%} to {share.high:.2%}"
 
 
-def at_the_edge(setting: str, grid: Sequence[float], best: int) -> list[str]:
-    """A note where the best of a grid is the first or last of it."""
-    if len(grid) > 1 and best in (0, len(grid) - 1):
+def at_the_edge(setting: str, grid: Sequence[float], curve: Sequence[float]) -> list[str]:
+    """A note where the best of a grid is its first or last, and better than the one beside it."""
+    best = int(np.argmax(curve))
+    beside = {0: 1, len(grid) - 1: len(grid) - 2}.get(best, best)
+    if len(grid) > 1 and curve[best] > curve[beside]:
         return [f"the best {setting}, {grid[best]:g}, is at the end of the grid: a better one may lie beyond it"]
     return []

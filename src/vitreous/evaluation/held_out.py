@@ -68,7 +68,7 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
     if val is None and (run := _run_of(model)) is not None and _same_data(run, data):
         splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
         train, rest, bad = splits["train"], (splits.get("val"), splits.get("test")), []
-        console.say(f"the splits are those of {run.path}")
+        console.say(f"the splits are those of {run.path}; its encoder was trained on the images to learn from")
     else:
         with console.task("image", 0) as task:
 

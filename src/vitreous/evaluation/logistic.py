@@ -37,13 +37,16 @@ class Logistic(Evaluation):
 
     exponents: tuple[float, ...] = (0, -1, -2, -3, -4, -5, -6)
     """log10 of the penalties to choose from; from the largest on, each solution is where the next one starts."""
+    tolerance: float = 1e-6
+    """Largest slope of the loss along any weight at which L-BFGS stops."""
     max_iterations: int = 1000
-    """Steps of L-BFGS for one penalty."""
+    """Most steps of L-BFGS for one penalty."""
     seed: int = 0
     """Another seed holds back other images."""
 
     def __post_init__(self) -> None:
         check_ranges(self, exponents=(-20, 20), max_iterations=(1, math.inf), seed=(0, math.inf))
+        check_ranges(self, tolerance=(0, 1))
 
     def run(self, model: Frozen, data: Labelled, *, console: Console) -> Outcome:
         train, test = model.pooled(data.training), model.pooled(data.test)
@@ -63,6 +66,7 @@ class Logistic(Evaluation):
                         penalty=10.0**exponent,
                         num_classes=number,
                         start=start,
+                        tolerance=self.tolerance,
                         max_iterations=self.max_iterations,
                     )
                     answers.append((measured @ start[:-1] + start[-1]).softmax(dim=1).cpu().numpy())
@@ -85,7 +89,7 @@ class Logistic(Evaluation):
         }
         penalty = 10.0 ** path[best]
         more = f"{interval(top1)}; penalty {penalty:g}, {curve[best]:.2%} of the images that chose it"
-        edge = at_the_edge("penalty", [10.0**exponent for exponent in path], best)
+        edge = at_the_edge("penalty", [10.0**exponent for exponent in path], curve)
         return Outcome([("logistic", f"{top1.value:.2%}", more)], figures, edge, top1.value)
 
 
@@ -96,6 +100,7 @@ def regress(
     penalty: float,
     num_classes: int,
     start: Float[Tensor, "width_and_bias cls"] | None = None,
+    tolerance: float = 1e-8,
     max_iterations: int = 1000,
 ) -> Float[Tensor, "width_and_bias cls"]:
     """The weights, and in the last row the bias, of least mean cross-entropy plus penalty / 2 |weights|^2."""
@@ -105,7 +110,7 @@ def regress(
         [weights],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
-        tolerance_grad=1e-8,
+        tolerance_grad=tolerance,
         tolerance_change=0,
         history_size=20,
         line_search_fn="strong_wolfe",

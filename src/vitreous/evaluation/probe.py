@@ -81,7 +81,7 @@ class Probe(Evaluation):
             "grid": [{"learning_rate": rate, "dev_top1": score} for rate, score in zip(rates, curve)],
         }
         more = f"{interval(top1)}; learning rate {rates[best]:g}, {curve[best]:.2%} of the images that chose it"
-        edge = at_the_edge("learning rate", rates, best)
+        edge = at_the_edge("learning rate", rates, curve)
         return Outcome([(name, f"{top1.value:.2%}", more)], figures, edge, top1.value)
 
     def answers(

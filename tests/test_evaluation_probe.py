@@ -58,9 +58,8 @@ def test_the_best_rate_is_chosen_and_the_score_is_that_of_all_training_images():
 
 
 def test_a_rate_that_diverges_is_merely_not_chosen():
-    outcome = clusters().evaluated(Linear(learning_rates=(0.1, 1e30), epochs=3))
-    assert outcome.figures["learning_rate"] == 0.1
-    assert outcome.notes == ["the best learning rate, 0.1, is at the end of the grid: a better one may lie beyond it"]
+    figures = clusters().evaluated(Linear(learning_rates=(0.1, 1e30), epochs=3)).figures
+    assert figures["learning_rate"] == 0.1
 
 
 @torch.no_grad()

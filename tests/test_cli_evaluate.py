@@ -84,6 +84,16 @@ def test_a_wrong_word_ends_in_one_line(words, hint, trained, photos, vitreous):
     assert answer.out == ""
 
 
+@pytest.mark.parametrize("kind", ["imagenet-c", "vtab"])
+@pytest.mark.parametrize(
+    "words", [("--val", "x"), ("--out", "x.csv"), ("--real", "x"), ("--among-data",), ("--figures", "x")]
+)
+def test_a_benchmark_takes_no_option_that_it_would_not_heed(kind, words, trained, vitreous):
+    answer = vitreous("evaluate", trained, f"{kind}:.", *words)
+    assert answer.code == 2
+    assert f"{kind} is a benchmark of its own, without {words[0]}" in answer.err
+
+
 @pytest.fixture
 def tasks(photos, tmp_path):
     """Two tasks as they are handed out with id lists, and one empty folder beside them."""

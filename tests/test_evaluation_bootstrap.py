@@ -9,7 +9,7 @@ from vitreous.evaluation.bootstrap import bootstrap, intervals
 
 def test_the_interval_of_a_mean_is_scipys_and_wilsons():
     hits = np.random.default_rng(0).random(400) < 0.8
-    low, high = bootstrap(lambda rows: float(hits[rows].mean()), 400)
+    (low,), (high,) = bootstrap(lambda rows: [hits[rows].mean()], 400)
     found = theirs((hits,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(1))
     assert (low, high) == pytest.approx(tuple(found.confidence_interval), abs=0.006)
     share = metrics.share(int(hits.sum()), 400)
@@ -39,5 +39,5 @@ def test_mean_recall_is_balanced_accuracy():
 
 def test_the_same_seed_gives_the_same_interval():
     values = np.random.default_rng(0).normal(size=50)
-    first, again = (bootstrap(lambda rows: float(values[rows].mean()), 50) for _ in range(2))
-    assert first == again
+    first, again = (bootstrap(lambda rows: [values[rows].mean()], 50) for _ in range(2))
+    assert np.array_equal(first, again)

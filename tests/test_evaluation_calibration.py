@@ -4,6 +4,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from vitreous import metrics
+from vitreous.evaluation import calibration
 from vitreous.evaluation.calibration import fit_temperature, temperature_figures, tempered
 from vitreous.seeding import generator
 
@@ -28,6 +29,14 @@ def test_the_temperature_is_scipys(factor):
 def test_the_temperature_undoes_what_made_logits_overconfident():
     plain, scaled = (fit_temperature(*overconfident(factor)) for factor in (1.0, 3.0))
     assert scaled == pytest.approx(3 * plain, rel=1e-9)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+def test_the_temperature_is_found_in_a_few_looks_at_all_images(factor, monkeypatch):
+    looks = []
+    monkeypatch.setattr(calibration, "tempered", lambda *words: looks.append(1) or tempered(*words))
+    fit_temperature(*overconfident(factor))
+    assert len(looks) < 15
 
 
 def test_labels_that_are_always_right_make_it_as_cold_as_it_gets():

@@ -1,4 +1,6 @@
+import gc
 import os
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from vitreous.console import Console
 from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
+from vitreous.evaluation import feature_store
 from vitreous.evaluation import features as module
 from vitreous.evaluation.classify import probabilities
 from vitreous.evaluation.features import Frozen, joined
@@ -86,6 +89,40 @@ def test_other_work_is_done_anew(other, tmp_path, counted):
     assert sum(counted) == 2 * before
 
 
+@pytest.mark.parametrize("change", ["num_heads", "norm_eps", "shape of raw pixels"])
+def test_equal_tensors_of_another_function_are_other_work(change, tmp_path):
+    def found(config, source):
+        torch.manual_seed(0)
+        classifier = randomise(ClassifierConfig(encoder=config, num_classes=2).build())
+        world = distributed.start(device="cpu", threads=1)
+        return Frozen(classifier, VIEW, world=world, cache=tmp_path).pooled(source).values
+
+    raw = np.random.default_rng(0).integers(0, 256, 4 * 40 * 40 * 3, dtype=np.uint8)
+    shapes = [(4, 40, 40, 3), (4, 20, 80, 3)] if change == "shape of raw pixels" else [(4, 40, 40, 3)] * 2
+    sources = [ArraySource(raw.reshape(s), prefix="x", classes=("a",), labels=np.zeros(4)) for s in shapes]
+    configs = [tiny(), tiny(**{"num_heads": {"num_heads": 2}, "norm_eps": {"norm_eps": 0.1}}.get(change, {}))]
+    first, second = (found(config, source) for config, source in zip(configs, sources))
+    assert not np.allclose(first, second, atol=1e-3)
+
+
+def test_features_go_with_the_images_they_are_of():
+    model, source = frozen(), images()
+    model.pooled(source)
+    gone = weakref.ref(source)
+    del source
+    gc.collect()
+    assert gone() is None
+    assert len(model._known) == 0
+
+
+def test_tokens_too_large_for_half_precision_are_named():
+    model = frozen()
+    model.classifier.encoder.norm.weight.data.fill_(1e6)
+    assert np.isfinite(model.pooled(images()).values).all()
+    with pytest.raises(InputError, match="too large for half precision"):
+        model.patches(images())
+
+
 def test_a_stopped_command_loses_a_chunk_at_most(tmp_path, monkeypatch, counted):
     monkeypatch.setattr(module, "CHUNK", 4)
     model, seen = frozen(tmp_path), []
@@ -152,4 +189,4 @@ def test_features_of_two_sets_are_joined_in_order():
 
 def test_features_are_kept_among_the_caches_of_vitreous(monkeypatch, tmp_path):
     monkeypatch.setitem(os.environ, "VITREOUS_CACHE", str(tmp_path))
-    assert module.feature_cache() == tmp_path / "features"
+    assert feature_store.feature_cache() == tmp_path / "features"

@@ -5,7 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from known_features import clusters
 from vitreous.errors import InputError
-from vitreous.evaluation.features import Features
+from vitreous.evaluation.features import Features, joined
 from vitreous.evaluation.knn import KNN
 
 
@@ -33,6 +33,14 @@ def test_accuracy_is_scikit_learns_for_every_k():
     for k in (10, 20, 100, 200):
         predicted = theirs(known.train, known.test, k=k, temperature=0.07).argmax(1)
         assert figures[str(k)]["top1"]["value"] == (predicted == known.test.labels).mean()
+
+
+def test_images_of_a_split_to_choose_by_vote_too():
+    known = clusters(train=60, dev=60)
+    whole = joined(known.train, known.dev)
+    predicted = theirs(whole, known.test, k=20, temperature=0.07).argmax(1)
+    outcome = known.evaluated(KNN(ks=(100, 20)))
+    assert outcome.figures["k"]["20"]["top1"]["value"] == (predicted == known.test.labels).mean() == outcome.score
 
 
 def test_a_small_temperature_does_not_overflow():

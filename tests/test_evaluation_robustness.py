@@ -17,6 +17,7 @@ from vitreous.evaluation.few_shot import design, ridge, signs
 from vitreous.evaluation.robustness import PatchDrop, PatchShuffle, Resolution, _shuffled, readout
 from vitreous.pooling import Mean
 from vitreous.resnet import ResNetConfig
+from vitreous.seeding import generator
 
 QUIET, VIEW = Console(quiet=True), EvalView(image_size=32, crop_ratio=1.0)
 
@@ -80,13 +81,36 @@ def test_other_sizes_are_the_model_at_these_sizes():
             assert point["top1"]["value"] == top1(model.classifier(pixels)[:, [2, 3, 0]], DATA.test.labels)
 
 
-def test_dropped_patches_are_never_seen():
+def test_none_dropped_is_the_model_as_it_is():
     model = frozen()
     curve = PatchDrop(drop_ratios=(0.0, 0.5, 0.99)).run(model, DATA, console=QUIET).figures["curve"]
     assert [point["kept"] for point in curve] == [16, 8, 1]
     with torch.inference_mode():
         whole = model.classifier(pixels_of(DATA.test))[:, [2, 3, 0]]
     assert curve[0]["top1"]["value"] == top1(whole, DATA.test.labels)
+
+
+def test_dropped_patches_are_never_seen_and_are_others_in_every_image():
+    """Noise in place of any dropped patch changes nothing; in place of a kept one it does."""
+    model = frozen()
+    (change,) = PatchDrop(drop_ratios=(0.5,)).changes(model)
+    pixels = DATA.test.pixels.copy()
+    dropped = [
+        set(range(16)) - set(generator(0, "patch-drop", i).permutation(16)[:8].tolist()) for i in range(len(DATA.test))
+    ]
+    for i, patches in enumerate(dropped):
+        for patch in patches:
+            row, column = divmod(patch, 4)
+            pixels[i, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 255 - 7 * patch
+    noisy = ArraySource(pixels, prefix="n", classes=DATA.test.classes, labels=DATA.test.labels)
+    np.testing.assert_allclose(change.features(noisy).values, change.features(DATA.test).values, atol=1e-5)
+    assert not np.allclose(model.pooled(noisy).values, model.pooled(DATA.test).values, atol=1e-2)
+    assert len(set(map(frozenset, dropped))) > 15
+
+
+def test_patches_are_counted_at_the_size_of_the_view():
+    model = frozen().seen_by(replace(VIEW, image_size=48))
+    assert PatchDrop(drop_ratios=(0.5,)).changes(model)[0].figures["kept"] == 18
 
 
 def test_what_is_dropped_depends_on_the_seed_and_the_image_alone():

@@ -127,7 +127,7 @@ def test_a_part_by_itself(model):
         ({"only": ["neighbours"]}, "--gallery"),
         ({"only": ["layout"]}, "needs 10 images, got 2"),
         ({"layers": [2]}, "no layers \\[2\\] in a model of 2; give 0 to 1"),
-        ({"heads": [-5]}, "no heads \\[-5\\] in a model of 4; give 0 to 3"),
+        ({"heads": [-5]}, "no heads \\[-5\\] in a layer of 4; give 0 to 3"),
         ({"max_images": 0}, "at least 1 image"),
         ({"batch_size": 0}, "at least 1 image"),
     ],

@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from vitreous import sweep
@@ -72,6 +73,25 @@ def test_what_was_tried_before_is_not_tried_again(case, monkeypatch):
     FineTune(learning_rates=(0.001, 0.1), steps=7, batch_size=8, image_size=None).run(
         case.model, case.data, console=QUIET
     )
+    assert len(runs) == 3
+
+
+def test_other_images_to_measure_on_have_answers_of_their_own(case, monkeypatch):
+    SMALL.run(case.model, case.data, console=QUIET)
+    runs = counting(monkeypatch)
+    other = case.data.test.select(np.arange(len(case.data.test))[::-2])
+    found = SMALL.run(case.model, Labelled(case.data.train, other), console=QUIET).figures
+    assert len(runs) == 1  # the rate is chosen as before
+    alone = Labelled(case.data.train, other)
+    case.model.cache = case.cache / "anew"
+    assert SMALL.run(case.model, alone, console=QUIET).figures == found
+
+
+def test_the_parts_that_are_learned_from_tell_trainings_apart(case, monkeypatch):
+    learned, judge = held_back(case.data.train, seed=0)
+    SMALL.run(case.model, Labelled(learned, case.data.test, "test", judge), console=QUIET)
+    runs = counting(monkeypatch)
+    SMALL.run(case.model, Labelled(judge, case.data.test, "test", learned), console=QUIET)
     assert len(runs) == 3
 
 

@@ -1,7 +1,7 @@
 """One model measured on one set of images: its own classes, and what can be learned from its frozen features."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vitreous.data.source import Source
 from vitreous.data.vtab.open import find_tasks, open_task
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled
-from vitreous.evaluation.classify import judged
+from vitreous.evaluation.classify import class_positions, judged, measure
 from vitreous.evaluation.corruptions import corruption_figures
 from vitreous.evaluation.features import Frozen
 from vitreous.evaluation.held_out import held_out_images, learning_images
@@ -63,6 +63,8 @@ def find_images(
     classes = _called(open_held_out(data)[1], kind, model).classes
     if any(evaluation.learns(model, classes) for evaluation in evaluations.values()):
         labelled, bad = learning_images(data, val=val, model=name, console=console)
+        parts = {part: getattr(labelled, part) for part in ("train", "test", "dev")}
+        labelled = replace(labelled, **{part: of and _called(of, kind, model) for part, of in parts.items()})
     elif val is not None:
         raise InputError("--val is for evaluations that learn from DATA; to measure on other images, give them as DATA")
     else:
@@ -101,8 +103,8 @@ def corruption_benchmark(model: Frozen, folder: Path, *, console: Console) -> di
     for name, levels in corruptions(folder).items():
         for severity, source in levels.items():
             console.say(f"{name}, severity {severity}")
-            figures, _ = judged(model.probabilities, source, classes=model.classes, split=name)
-            errors.setdefault(name, {})[severity] = 1 - figures["top1"]["value"]
+            labels = class_positions(source.classes, model.classes)[source.labels]
+            errors.setdefault(name, {})[severity] = 1 - measure(model.probabilities(source), labels)["top1"]
     return corruption_figures(errors)
 
 
@@ -116,17 +118,19 @@ def vtab(
     Raises:
         InputError: if there is no task, a file of one is missing, or an evaluation does not suit the benchmark.
     """
+    for way, evaluation in evaluations.items():
+        if not evaluation.scored:
+            raise InputError(f"VTAB-1k has 1,000 images to learn from; {way.replace('_', '-')} is no way to do so")
     for name, place in find_tasks(folder).items():
         opened = open_task(name, place)
         console.say(f"{opened.task.title}: {opened.split}; {len(opened.test):,} images to measure on")
         labelled = Labelled(opened.train, opened.test, "test", opened.val)
-        scores, figures = {}, {}
-        for way, outcome in carry_out(evaluations, model, labelled, console=console):
-            if outcome.score is None:
-                raise InputError(f"VTAB-1k has 1,000 images to learn from; {way.replace('_', '-')} is no way to do so")
-            scores[way], figures[way] = 100 * outcome.score, outcome.figures
+        found = dict(carry_out(evaluations, model, labelled, console=console))
+        scores = {way: 100 * outcome.score for way, outcome in found.items() if outcome.score is not None}
+        said = ", ".join(f"{way.replace('_', '-')} {score:.1f} %" for way, score in scores.items())
+        console.say(f"{opened.task.title}: {said}")
         about = {"official": opened.official, "split": opened.split, "notes": opened.notes}
-        yield name, {**about, "scores": scores, "evaluations": figures}
+        yield name, {**about, "scores": scores, "evaluations": {way: of.figures for way, of in found.items()}}
 
 
 def _called(source: Source, kind: str, model: Frozen) -> Source:

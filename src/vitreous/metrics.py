@@ -62,7 +62,7 @@ def class_scores(confusion: Int[np.ndarray, "cls cls"]) -> ClassScores:
 def scores_of_counts(
     hit: Int[np.ndarray, " cls"], count: Int[np.ndarray, " cls"], *, claimed: Int[np.ndarray, " cls"]
 ) -> ClassScores:
-    """`class_scores` from how many images of each class there are, are predicted to be of it, and both."""
+    """`class_scores` from how many images of each class are recognised, are there, and are predicted to be of it."""
 
     def over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
         return np.divide(top, bottom, out=np.zeros(len(top)), where=bottom > 0)

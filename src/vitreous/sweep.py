@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from vitreous.data.source import JoinedSource, Source
 from vitreous.data.views import TrainView
 from vitreous.evaluation.base import Evaluation, Labelled, Outcome, at_the_edge, held_back, interval
 from vitreous.evaluation.classify import probabilities
-from vitreous.evaluation.features import Frozen, content_key
+from vitreous.evaluation.feature_store import content, digest
+from vitreous.evaluation.features import Frozen
 from vitreous.files import read_text, write_text
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import SGD
@@ -36,6 +38,7 @@ class FineTune(Evaluation):
     mirrored images. Defaults are Table 4's for small sets (Pets, Flowers). Interrupted, the same command goes on.
     """
 
+    scored: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     """Peaks to choose from."""
     steps: int = 500
@@ -66,13 +69,12 @@ class FineTune(Evaluation):
             if model.cache is None:
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitreous-")))
             else:
-                images = content_key(whole, f"{whole.labels.tolist()}")
-                place = model.cache.parent / "fine-tune" / f"{model.model_key()}-{images}"
-            grid = [self._trained(learned, judge, rate, model, place / "dev", console) for rate in self.learning_rates]
+                place = model.cache / "fine-tune" / model.model_key()
+            grid = [self._trained(learned, judge, rate, model, place, console) for rate in self.learning_rates]
             curve = [float((np.array(predicted) == judge.labels).mean()) for predicted in grid]
             best = int(np.argmax(curve))
             rate = self.learning_rates[best]
-            said = np.array(self._trained(whole, data.test, rate, model, place / data.split, console))
+            said = np.array(self._trained(whole, data.test, rate, model, place, console))
         top1 = metrics.share(int((said == data.test.labels).sum()), len(said))
         more = f"{interval(top1)}; learning rate {rate:g}, {curve[best]:.2%} of the images that chose it"
         figures = {
@@ -113,17 +115,15 @@ class FineTune(Evaluation):
     ) -> Sequence[int]:
         """The class of each of `measured`, after training on `learned`; known from before where that was done."""
         run = self.plan(model, rate)
-        settings = json.dumps({**run.to_dict(), "weights": None}, sort_keys=True)
-        folder = RunFolder(place / f"{rate:g}")
+        settings = json.dumps({**run.to_dict(), "weights": None, "num_workers": None}, sort_keys=True)
+        learned_key = digest([content(learned), str(learned.labels.tolist()), settings]).hex()
+        folder = RunFolder(place / f"{rate:g}-{learned_key}")
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path):
-            answer = folder.path / "predicted.json"
-            if answer.exists() and (found := json.loads(read_text(answer)))["settings"] == settings:
+            answer = folder.path / f"predicted-{content(measured).hex()}.json"
+            if answer.exists():
                 console.say(f"learning rate {rate:g} was tried before")
-                return found["predicted"]
-            if (folder.path / "settings.json").exists() and read_text(folder.path / "settings.json") != settings:
-                shutil.rmtree(folder.checkpoints, ignore_errors=True)
-            write_text(folder.path / "settings.json", settings)
+                return json.loads(read_text(answer))
             console.say(f"learning rate {rate:g}: {self.steps:,} steps of {min(self.batch_size, len(learned))} images")
             try:
                 objective = train(
@@ -138,6 +138,6 @@ class FineTune(Evaluation):
                     objective.classifier, measured, run.eval_view, world=model.world, num_workers=model.num_workers
                 )
                 predicted = scores.argmax(axis=1).tolist()
-            write_text(answer, json.dumps({"settings": settings, "predicted": predicted}))
+            write_text(answer, json.dumps(predicted))
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
             return predicted

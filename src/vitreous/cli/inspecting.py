@@ -12,7 +12,6 @@ from vitreous.tables import table
 if TYPE_CHECKING:
     from vitreous.console import Console
     from vitreous.inspection.findings import Inspection
-    from vitreous.predict import Model
 
 RECORD = "inspect.json"
 
@@ -87,6 +86,8 @@ def inspect(
     if against is not None and not page:
         raise InputError("--against shows two models side by side on the page; add --page")
     figures = figures or not page
+    if gallery is not None and not figures:
+        raise InputError("--gallery is for figures, the page shows no neighbours; add --figures")
     if figures:
         check_matplotlib()
     mapped = numbers("--layers", layers, default=None if page else [-1])
@@ -97,10 +98,13 @@ def inspect(
     other = None if against is None else load(against, device=device, progress=console.say)
     if other is not None and names is not None and not other.named and len(names) == len(other.classes):
         other.classes = tuple(names)
-    pictures, files = find_pictures(model, loaded, images, most=max_images, console=console)
+    other = None if against is None else load(against, device=device, progress=console.say)
+    min_side = max(each.view.min_side for each in (loaded, other) if each is not None)
+    pictures, files = find_pictures(model, images, most=max_images, min_side=min_side, console=console)
     options: dict[str, Any] = {
         "files": files,
         "only": parts,
+        "skip": () if figures else ("layout", "neighbours"),
         "layers": mapped,
         "heads": numbers("--heads", heads, default=None),
         "gallery": None if gallery is None else held_out_images(gallery, model=model, console=console).source,
@@ -200,7 +204,7 @@ def check_folder(folder: Path) -> None:
 
 
 def find_pictures(
-    model: str, loaded: "Model", images: tuple[str, ...], *, most: int, console: "Console"
+    model: str, images: tuple[str, ...], *, most: int, min_side: int, console: "Console"
 ) -> tuple[list[Any], list[str]]:
     """Images and their names: the files asked for, or some of what a run held out, or none."""
     from vitreous.data.decode import BadImage
@@ -220,7 +224,7 @@ def find_pictures(
         splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
         source = splits.get("test") or splits["val"]
         chosen = evenly(len(source), most)
-        found = [source.image(i, min_side=loaded.view.min_side) for i in chosen]
+        found = [source.image(i, min_side=min_side) for i in chosen]
     except (InputError, BadImage, OSError, KeyError) as error:
         console.say(f"the images that {run.path} held out are not where it found them ({error}); give images")
         return [], []

@@ -66,7 +66,7 @@ def evaluate(
     """
     from vitreous.console import Console
     from vitreous.evaluation.classify import predictions_csv
-    from vitreous.evaluation.features import feature_cache
+    from vitreous.evaluation.feature_store import feature_cache
     from vitreous.files import write_text
     from vitreous.inspection.measurement_figures import write_figures
     from vitreous.measurement import classification, find_images, frozen
@@ -76,7 +76,7 @@ def evaluate(
     names = evaluation_names(with_)
     chosen = suite(dict(changes(overrides)), names=names).chosen(names)
     kind, _, path = data.partition(":")
-    _check(names, kind, out=out, figures=figures, real=real, among_data=among_data)
+    _check(names, kind, val=val, out=out, figures=figures, real=real, among_data=among_data)
     console = Console()
     loaded = load(model, classes=class_names(classes), device=device, progress=console.say)
     if CLASSIFICATION in names:
@@ -111,7 +111,14 @@ def evaluate(
 
 
 def _check(
-    names: list[str], kind: str, *, out: str | None, figures: str | None, real: str | None, among_data: bool
+    names: list[str],
+    kind: str,
+    *,
+    val: str | None,
+    out: str | None,
+    figures: str | None,
+    real: str | None,
+    among_data: bool,
 ) -> None:
     """See before the work that its results can be written and that the options go together."""
     from vitreous.files import check_writable
@@ -127,6 +134,9 @@ def _check(
     for option, given in (("--out", out is not None), ("--real", real is not None), ("--among-data", among_data)):
         if given and CLASSIFICATION not in names:
             raise InputError(f"{option} is about classification, which is not carried out; add it to --with")
+    options = {"--val": val, "--out": out, "--figures": figures, "--real": real, "--among-data": among_data or None}
+    if kind in ("imagenet-c", "vtab") and (given := [name for name, value in options.items() if value is not None]):
+        raise InputError(f"{kind} is a benchmark of its own, without {given[0]}; leave that out")
     if kind == "imagenet-c" and names != [CLASSIFICATION]:
         raise InputError("imagenet-c has images to classify and none to learn from; leave out --with")
     if kind == "vtab" and CLASSIFICATION in names:
@@ -165,7 +175,7 @@ def vtab(
     """The scores of every task in `folder`, and their means, beside the paper's."""
     from dataclasses import asdict
 
-    from vitreous.evaluation.vtab import PAPER, group_means, rows
+    from vitreous.evaluation.vtab import PAPER, PAPER_MEANS, group_means, rows
     from vitreous.measurement import vtab as measure
 
     tasks = dict(measure(folder, evaluations, model, console=console))
@@ -176,7 +186,8 @@ def vtab(
     if show:
         print(table(rows(scores, official={name: found["official"] for name, found in tasks.items()})))
         print("".join(f"({name}: {note})\n" for name, found in tasks.items() for note in found["notes"]), end="")
-    return {"tasks": tasks, "means": {way: asdict(group_means(of)) for way, of in scores.items()}, "paper": PAPER}
+    means = {way: asdict(group_means(of)) for way, of in scores.items()}
+    return {"tasks": tasks, "means": means, "paper": PAPER, "paper_means": PAPER_MEANS}
 
 
 def corruptions(model: "Frozen", folder: Path, *, console: "Console", show: bool) -> dict[str, Any]:

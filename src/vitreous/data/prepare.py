@@ -152,7 +152,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
         sources["test"], digests["test"] = sources["train"], digests["train"]
         notes.append(f"{len(rows['test'])} images are held out as test (seed {config.split_seed})")
     if "val" in rows and "test" in rows:
-        notes.append(f"the {len(rows['val']):,} val images are not trained on; what is measured is test")
+        notes.append(f"the {len(rows['val']):,} val images are held out, too; what is measured is test")
     final = {split: sources[split].select(rows[split]) for split in rows}
     _check_classes(final["train"].labels, classes)
     for split, source in final.items():

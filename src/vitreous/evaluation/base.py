@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,9 @@ class Outcome:
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Config):
     """One way of measuring a model on labelled images."""
+
+    scored: ClassVar[bool] = False
+    """Whether its outcome has a `score`: top-1 after learning from all images that are not measured."""
 
     def learns(self, model: Frozen, classes: Sequence[str]) -> bool:
         """Whether images of these classes are needed to learn from."""

@@ -1,6 +1,6 @@
 """Bootstrap intervals of figures that are no simple shares (Efron 1979)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,13 +13,15 @@ NUM_RESAMPLES = 1000
 
 
 def bootstrap(
-    statistic: Callable[[Int[np.ndarray, " image"]], float], num_images: int, *, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % interval of `statistic`, a function of which images are looked at: 1,000 draws with replacement."""
+    statistics: Callable[[Int[np.ndarray, " image"]], Sequence[float]], num_images: int, *, seed: int = 0
+) -> Float[np.ndarray, "two statistic"]:
+    """Lower and upper ends of 95 % intervals of `statistics`, functions of which images are looked at.
+
+    From 1,000 draws with replacement, the same for all of them.
+    """
     random = generator(seed, "bootstrap")
-    values = [statistic(random.integers(0, num_images, num_images)) for _ in range(NUM_RESAMPLES)]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    values = [statistics(random.integers(0, num_images, num_images)) for _ in range(NUM_RESAMPLES)]
+    return np.percentile(values, [2.5, 97.5], axis=0)
 
 
 def intervals(
@@ -32,17 +34,12 @@ def intervals(
     best, everyone = predicted.argmax(axis=1), np.arange(len(labels))
     own = np.log(np.maximum(predicted[everyone, labels], np.finfo(np.float64).tiny))
 
-    def scores(rows: np.ndarray) -> metrics.ClassScores:
+    def statistics(rows: Int[np.ndarray, " image"]) -> tuple[float, float, float]:
         said, true = best[rows], labels[rows]
         hit, count, claimed = (np.bincount(of, minlength=num_classes) for of in (true[said == true], true, said))
-        return metrics.scores_of_counts(hit, count, claimed=claimed)
+        scores, occurring = metrics.scores_of_counts(hit, count, claimed=claimed), count > 0
+        return float(-own[rows].mean()), float(scores.f1[occurring].mean()), float(scores.recall[occurring].mean())
 
-    def mean(values: np.ndarray, counts: np.ndarray) -> float:
-        return float(values[counts > 0].mean())
-
-    statistics = {
-        "loss": lambda rows: float(-own[rows].mean()),
-        "macro_f1": lambda rows: mean((found := scores(rows)).f1, found.count),
-        "mean_recall": lambda rows: mean((found := scores(rows)).recall, found.count),
-    }
-    return {name: Share(of(everyone), *bootstrap(of, len(labels))) for name, of in statistics.items()}
+    low, high = bootstrap(statistics, len(labels))
+    found = zip(("loss", "macro_f1", "mean_recall"), statistics(everyone), low, high)
+    return {name: Share(value, float(least), float(most)) for name, value, least, most in found}

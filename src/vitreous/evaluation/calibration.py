@@ -27,10 +27,10 @@ def fit_temperature(log_probabilities: Float[np.ndarray, "image cls"], labels: I
         slope = float(mean.mean()) - own
         curvature = float(((p * log_probabilities**2).sum(axis=1) - mean**2).mean())
         low, high = (low, inverse) if slope > 0 else (inverse, high)
-        step = inverse - slope / curvature if curvature > 0 else high
-        before, inverse = inverse, step if low < step < high else math.sqrt(low * high)
-        if abs(inverse - before) <= 1e-10 * before:
+        step = inverse - slope / curvature if curvature > 0 else math.inf
+        if abs(step - inverse) <= 1e-10 * inverse:
             break
+        inverse = step if low < step < high else math.sqrt(low * high)
     return 1 / inverse
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vitreous.config import check_ranges
 from vitreous.console import Console
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled, Outcome, interval
-from vitreous.evaluation.features import Features, Frozen
+from vitreous.evaluation.features import Features, Frozen, joined
 
 QUERIES = 256
 """Images compared to all training images at a time."""
@@ -25,6 +26,7 @@ QUERIES = 256
 class KNN(Evaluation):
     """The k most similar training images vote, each with exp(cosine / temperature)."""
 
+    scored: ClassVar[bool] = True
     ks: tuple[int, ...] = (10, 20, 100, 200)
     """Neighbours that vote."""
     temperature: float = 0.07
@@ -35,6 +37,8 @@ class KNN(Evaluation):
 
     def run(self, model: Frozen, data: Labelled, *, console: Console) -> Outcome:
         train, test = model.pooled(data.training), model.pooled(data.test)
+        if data.dev is not None:  # nothing is chosen, so these can vote
+            train = joined(train, model.pooled(data.dev))
         ks = [k for k in self.ks if k <= len(train.labels)]
         if not ks:
             raise InputError(
@@ -49,7 +53,7 @@ class KNN(Evaluation):
             figures[str(k)] = {"top1": asdict(top1)}
             if len(data.classes) > 5:
                 figures[str(k)]["top5"] = metrics.hits_at(shares, test.labels, k=5) / len(test.labels)
-        score = figures[str(20 if 20 in ks else ks[-1])]["top1"]["value"]  # 20 is DINO's best
+        score = figures[str(20 if 20 in ks else max(ks))]["top1"]["value"]  # 20 is DINO's best
         return Outcome(rows, {"temperature": self.temperature, "k": figures}, left, score)
 
     def votes(

@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from vitreous.seeding import generator, key
 class Probe(Evaluation):
     """A probe; held-back images choose its learning rate, then all are learned from."""
 
+    scored: ClassVar[bool] = True
     learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     """Peaks of a cosine to choose from, for 256 images a step."""
     epochs: int = 100
@@ -100,11 +102,12 @@ class Probe(Evaluation):
         def seen(features: Features, rows: np.ndarray) -> Float[Tensor, "image *token width"]:
             return (torch.from_numpy(features.values[rows]).to(device).float() - mean) / deviation
 
-        torch.manual_seed(key(self.seed, "probe"))
-        probes = self.build(len(rates), width=train.values.shape[-1], num_classes=num_classes).to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(key(self.seed, "probe"))
+            probes = self.build(len(rates), width=train.values.shape[-1], num_classes=num_classes).to(device)
         optimizer = torch.optim.SGD(probes.parameters(), momentum=self.momentum)
-        scale = torch.tensor(rates, device=device) * self.batch_size / 256
         total, batch_size = len(train.labels), min(self.batch_size, len(train.labels))
+        scale = torch.tensor(rates, device=device) * batch_size / 256
         steps = total // batch_size
         for epoch in range(self.epochs):
             order = generator(self.seed, "probe", epoch).permutation(total)
@@ -120,10 +123,11 @@ class Probe(Evaluation):
                     parameter.grad *= scale.view(-1, *[1] * (parameter.ndim - 1))
                 optimizer.step()
             progress(epoch + 1)
+        said = np.empty((len(rates), len(test.labels), num_classes), np.float32)
         with torch.inference_mode():
-            rows = np.array_split(np.arange(len(test.labels)), -(-len(test.labels) // self.batch_size))
-            said = [probes(seen(test, part)).double().softmax(dim=-1).cpu().numpy() for part in rows]
-        return np.nan_to_num(np.concatenate(said, axis=1))  # a rate that was too high is merely a bad one
+            for rows in np.array_split(np.arange(len(test.labels)), -(-len(test.labels) // self.batch_size)):
+                said[:, rows] = probes(seen(test, rows)).softmax(dim=-1).cpu().numpy()
+        return np.nan_to_num(said, copy=False)  # a rate that was too high is merely a bad one
 
 
 def _moments(values: np.ndarray) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, " width"]]:

@@ -130,7 +130,7 @@ class PatchDrop(Robustness):
 
     def changes(self, model: Frozen) -> list[Change]:
         encoder = _vit(model)
-        total = encoder.config.grid[0] * encoder.config.grid[1]
+        total = math.prod(-(-side // encoder.config.stride) for side in model.view.shape)
         found = []
         for ratio in self.drop_ratios:
             kept = max(round((1 - ratio) * total), 1)

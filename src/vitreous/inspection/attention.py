@@ -177,7 +177,7 @@ def attention_maps(
 
 
 def read_out(classifier: Classifier, weights: Float[Tensor, "*batch token token"]) -> Float[Tensor, "*batch patch"]:
-    """The rows of the tokens that are pooled, as a mean, over patches only."""
+    """The rows of the tokens that are pooled, as a mean, over patches only; a pooling that attends counts all alike."""
     prefix, pooling = attending(classifier).prefix.shape[0], classifier.pooling
     pooled = slice(pooling.number) if isinstance(pooling, FirstPrefix) else slice(prefix, None)
     return weights[..., pooled, prefix:].mean(dim=-2)

@@ -10,6 +10,7 @@ from vitreous.console import Console
 from vitreous.data.source import Source
 from vitreous.errors import InputError, did_you_mean
 from vitreous.inspection.attention import attends
+from vitreous.inspection.blocks import numbers
 from vitreous.inspection.findings import Inspection
 from vitreous.inspection.look import PARTS, Look, evenly
 from vitreous.predict import Model, Picture
@@ -24,6 +25,7 @@ def inspect_checkpoint(
     name: str = "model",
     files: Sequence[str] | None = None,
     only: Collection[str] | None = None,
+    skip: Collection[str] = (),
     layers: Sequence[int] | None = (-1,),
     heads: Sequence[int] | None = None,
     gallery: Source | None = None,
@@ -36,6 +38,7 @@ def inspect_checkpoint(
 
     Args:
         files: names of `pictures`, where these are no paths.
+        skip: parts not to look at, where `only` does not say.
         layers: whose attention is mapped, from 0 or backwards from -1; None for all. `heads` likewise.
         gallery: labelled images, among which the neighbours are looked for.
         method: of the layout.
@@ -59,15 +62,15 @@ def inspect_checkpoint(
         model=model,
         config=config,
         pixels=torch.stack(pixels) if pixels else torch.zeros(0, 3, *model.view.shape, dtype=torch.uint8),
-        layers=picked(layers, config.depth, what="layers"),
-        heads=picked(heads, config.num_heads, what="heads"),
+        layers=_once(numbers(layers, config.depth, "layers in a model")),
+        heads=_once(numbers(heads, config.num_heads, "heads in a layer")),
         gallery=gallery,
         method=method,
         batch_size=batch_size,
         console=console,
     )
     found, left_out = {}, {}
-    parts = [part for part in PARTS if only is None or part in only]
+    parts = [part for part in PARTS if part not in skip and (only is None or part in only)]
     with console.task("part", len(parts)) as task:
         for done, part in enumerate(parts, 1):
             try:
@@ -107,16 +110,8 @@ def check_parts(only: Collection[str] | None) -> None:
             raise InputError(f"there is no part {part!r} to look at{did_you_mean(part, PARTS)}")
 
 
-def picked(chosen: Sequence[int] | None, number: int, *, what: str) -> tuple[int, ...]:
-    """`chosen` of `number` things, counted from 0 or backwards from -1, as positions, each once; all for None.
-
-    Raises:
-        InputError: if one of them is not there.
-    """
-    try:
-        return tuple(dict.fromkeys(range(number)[i] for i in (range(number) if chosen is None else chosen)))
-    except IndexError:
-        raise InputError(f"no {what} {list(chosen or ())} in a model of {number}; give 0 to {number - 1}") from None
+def _once(chosen: Sequence[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(chosen))
 
 
 def _parameters(model: Model) -> dict[str, int]:

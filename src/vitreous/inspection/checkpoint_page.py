@@ -77,6 +77,9 @@ def checkpoint_page(looks: Sequence[tuple[Model, Inspection]], *, command: str, 
 def keep(model: Model, seen: Inspection, *, room: int) -> Kept:
     """As many images as fit into `room` bytes; where not even one does, fewer layers, and then fewer heads of it."""
     layers, heads, texts = seen.layers, seen.heads, []
+    tokens = math.prod(seen.grid) + len(seen.prefix)
+    most = max(2 * room // (len(heads) * tokens**2), 1)  # a weight takes about a byte; never form many times too much
+    layers = tuple(layers[i] for i in evenly(len(layers), min(most, len(layers))))
     for file in seen.mapped:
         text = _attention(model, seen, file, layers=layers, heads=heads)
         while not texts and len(text) > room and (len(layers) > 1 or len(heads) > 1):

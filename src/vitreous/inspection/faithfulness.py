@@ -13,7 +13,7 @@ from vitreous.inspection.blocks import Images
 from vitreous.inspection.targets import targets
 
 BLUR_PX, BLUR_SIGMA = 11, 5.0
-"""Width and deviation in pixels of the blur from which insertion starts, as in RISE."""
+"""Width and deviation in pixels of the Gaussian from which insertion starts; RISE's is as wide, and flatter."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Inspection:
     """Whose attention is mapped, from 0."""
     heads: tuple[int, ...]
     classes: tuple[str, ...]
-    """None for an encoder without a head."""
+    """Empty for an encoder without a head."""
     files: tuple[str, ...]
     """The images measured."""
     mapped: tuple[int, ...]

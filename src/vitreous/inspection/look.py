@@ -13,6 +13,8 @@ from torch import Tensor
 from vitreous.console import Console
 from vitreous.data.source import Source
 from vitreous.errors import InputError
+from vitreous.evaluation.feature_store import feature_cache
+from vitreous.evaluation.features import Frozen
 from vitreous.inspection.attention import attention_maps
 from vitreous.inspection.components import feature_colours, layout
 from vitreous.inspection.distance import AttentionStatistics, attention_statistics
@@ -150,14 +152,17 @@ class Look:
         source, view = self.gallery, self.model.view
         if source is None:
             raise InputError("neighbours are looked for in labelled images; name them with --gallery DATA")
-        rows = []
-        with self.console.task("gallery", len(source)) as task:
-            for first in range(0, len(source), self.batch_size):
-                group = range(first, min(first + self.batch_size, len(source)))
-                pixels = torch.stack([view(source.image(i, min_side=view.min_side)) for i in group])
-                rows.append(self._features(self._normalised(pixels)))
-                task.update(group.stop)
-        found = nearest(self._features(self.images), torch.cat(rows), k=min(MOST_NEIGHBOURS, len(source)))
+        known = Frozen(
+            self.model.module,
+            view,
+            world=self.model.world,
+            faster=self.model.inference,
+            cache=feature_cache(),
+            batch_size=self.batch_size,
+            console=self.console,
+        ).pooled(source)
+        gallery = torch.from_numpy(known.values).to(self.images.device)
+        found = nearest(self._features(self.images), gallery, k=min(MOST_NEIGHBOURS, len(source)))
         index = found.index.tolist()
         images = [torch.stack([view(source.image(i, min_side=view.min_side)) for i in row]) for row in index]
         return Nearest(
@@ -169,7 +174,7 @@ class Look:
 
     @torch.inference_mode()
     def _features(self, images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image width"]:
-        return self.model.module.features(images).float()
+        return self.model.inference.features(images).float()
 
     def _batches(self, label: str) -> Iterator[Float[Tensor, "image 3 height width"]]:
         with self.console.task(label, self.pixels.shape[0]) as task:

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-TEXT_PER_BYTE = 4 / 3  # base64; deflate saves more than it may add
-
 
 @dataclass(frozen=True)
 class Quantised:

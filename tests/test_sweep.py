@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,9 @@ def test_a_rate_that_diverges_is_a_bad_one(case):
     )
     assert outcome.figures["grid"][1]["dev_top1"] == 0
     assert outcome.figures["learning_rate"] == 0.01
+    hopeless = replace(SMALL, learning_rates=(1e38,)).run(case.model, case.data, console=QUIET)
+    assert hopeless.score == 0
+    assert hopeless.notes == ["training with the best learning rate, 1e+38, diverges; give lower ones"]
 
 
 def test_a_split_to_choose_by_is_trained_on_in_the_end(case, monkeypatch):

@@ -84,8 +84,10 @@ class FineTune(Evaluation):
             "batch_size": self.batch_size,
             "grid": [{"learning_rate": r, "dev_top1": score} for r, score in zip(self.learning_rates, curve)],
         }
-        edge = at_the_edge("learning rate", self.learning_rates, curve)
-        return Outcome([("fine-tune", f"{top1.value:.2%}", more)], figures, edge, top1.value)
+        notes = at_the_edge("learning rate", self.learning_rates, curve)
+        if (said < 0).all():
+            notes = [f"training with the best learning rate, {rate:g}, diverges; give lower ones"]
+        return Outcome([("fine-tune", f"{top1.value:.2%}", more)], figures, notes, top1.value)
 
     def plan(self, model: Frozen, rate: float) -> Run:
         """The training with one learning rate."""

@@ -4,17 +4,13 @@ One file that opens anywhere: scripts but ours are refused by its own content se
 It stays below a limit of bytes; what did not fit, it names.
 """
 
-import base64
-import hashlib
 import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -30,6 +26,7 @@ from vitreous.inspection.look import PARTS, evenly
 from vitreous.inspection.packed_attention import packed, packed_attention
 from vitreous.inspection.pictures import HEAT, data_uri, heat, picture
 from vitreous.inspection.plots import Series
+from vitreous.inspection.template import page_file, script_hash, template
 from vitreous.predict import Model
 
 PAGE_LIMIT = 30_000_000
@@ -55,15 +52,15 @@ def checkpoint_page(looks: Sequence[tuple[Model, Inspection]], *, command: str, 
     `command` is what to type to have images on it.
     """
     parts = [_describe(seen) for _, seen in looks]
-    script = _page_file("inspect.js")
+    script = page_file("inspect.js")
     context = {
         "looks": [part["shown"] for part in parts],
         "command": command,
         "limit_mb": limit // 1_000_000,
         "names": PARTS,
-        "css": Markup(_page_file("report.css") + _page_file("inspect.css")),
+        "css": Markup(page_file("report.css") + page_file("inspect.css")),
         "js": Markup(script),
-        "js_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "js_hash": script_hash(script),
     }
     data = {"heat": HEAT, "cosine": COSINE, "models": [part["data"] for part in parts]}
     room = (limit - len(_rendered(context, data, [[] for _ in looks])) - RESERVE) // len(looks)
@@ -102,7 +99,7 @@ def _attention(model: Model, seen: Inspection, file: int, *, layers: tuple[int, 
 
 def _rendered(context: dict[str, Any], data: dict[str, Any], attention: Sequence[Sequence[str]]) -> bytes:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = _template().render(**context, data=Markup(text), attention=attention)
+    page = template("inspect.html.jinja").render(**context, data=Markup(text), attention=attention)
     return page.encode("utf-8", "replace")  # a file name may hold bytes that are no text
 
 
@@ -196,22 +193,3 @@ def _png(colours: Float[Tensor, "row column channel"]) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG", optimize=True)
     return data_uri("png", file.getvalue())
-
-
-def _page_file(name: str) -> str:
-    return (files("vitreous.inspection") / "page" / name).read_text("utf-8")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_page_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": lambda share, digits=1: f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%",
-        "count": lambda number: f"{number:,}",
-    }
-    return environment.get_template("inspect.html.jinja")

@@ -5,16 +5,12 @@ brings it. Every text from outside is escaped by the template; scripts but ours 
 content security policy, and so is the network.
 """
 
-import base64
-import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from markupsafe import Markup
@@ -22,7 +18,6 @@ from PIL import Image
 
 from vitreous.classifier import Classifier
 from vitreous.config import from_dict
-from vitreous.console import duration
 from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
@@ -32,6 +27,7 @@ from vitreous.inspection.mislabelled import Prediction, likely_mislabelled, read
 from vitreous.inspection.pictures import data_uri, heat, picture
 from vitreous.inspection.plots import Series, confusion_chart, confusion_image, line_chart, reliability_chart
 from vitreous.inspection.rollout import rollout
+from vitreous.inspection.template import page_file, script_hash, template
 from vitreous.run_folder import RunFolder
 from vitreous.variants import title
 
@@ -68,8 +64,8 @@ def write_report(
     mistakes = sorted((p for p in held_out if p.predicted != p.label), key=lambda p: -p.confidence)
     suspects = likely_mislabelled(predictions)
     measurements = list(folder.measurements())
-    script = _page_file("report.js")
-    page = _template().render(
+    script = page_file("report.js")
+    page = template("report.html.jinja").render(
         run=folder.path.resolve().name,
         run_path=shlex.quote(str(folder.path)),
         record=record,
@@ -92,9 +88,9 @@ def write_report(
         attention=_attention(data, classifier, view),
         inspected=(folder.report.parent / "inspect" / "index.html").is_file(),
         inspectable=classifier is not None and attends(classifier),
-        css=Markup(_page_file("report.css")),
+        css=Markup(page_file("report.css")),
         js=Markup(script),
-        js_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        js_hash=script_hash(script),
     )
     write_bytes(folder.report, page.encode("utf-8", "replace"))  # a file name may hold bytes that are no text
     return folder.report
@@ -241,23 +237,3 @@ def _seen(source: Source, view: View) -> Iterator[tuple[int, Image.Image]]:
             yield i, source.image(i, min_side=view.min_side)
         except (InputError, OSError):
             continue
-
-
-def _page_file(name: str) -> str:
-    return (files("vitreous.inspection") / "page" / name).read_text("utf-8")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_page_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": lambda share, digits=1: f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%",
-        "count": lambda number: f"{number:,}",
-        "duration": duration,
-    }
-    return environment.get_template("report.html.jinja")

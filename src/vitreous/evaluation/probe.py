@@ -31,7 +31,7 @@ class Probe(Evaluation):
     """A probe; held-back images choose its learning rate, then all are learned from."""
 
     scored: ClassVar[bool] = True
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    learning_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     """Peaks of a cosine to choose from, for 256 images a step."""
     epochs: int = 100
     """Passes over the training images."""

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -92,6 +93,27 @@ def test_a_benchmark_takes_no_option_that_it_would_not_heed(kind, words, trained
     answer = vitreous("evaluate", trained, f"{kind}:.", *words)
     assert answer.code == 2
     assert f"{kind} is a benchmark of its own, without {words[0]}" in answer.err
+
+
+def test_what_was_found_before_an_error_is_told(trained, photos, vitreous):
+    answer = vitreous(
+        "evaluate", trained, photos, "--with", "cost,knn", "--cost.seconds", "0.01", "--json", "--knn.ks", "999"
+    )
+    assert answer.code == 2
+    assert list(json.loads(answer.out)["evaluations"]) == ["cost"]
+    assert "57 training images for 999 neighbours" in answer.err.splitlines()[-1]
+
+
+def test_files_that_cannot_be_read_are_left_out_and_named(trained, photos, vitreous, tmp_path):
+    shutil.copytree(photos, tmp_path / "mixed")
+    for name in ("sea", "sky"):
+        (tmp_path / "mixed" / name / "broken.png").write_bytes(b"x")
+    shutil.copy(photos / "sea" / "sea0.png", tmp_path / "mixed" / "sky" / "copy.png")
+    answer = vitreous("evaluate", trained, tmp_path / "mixed", "--with", "knn", "--knn.ks", "5", "--json")
+    figures = json.loads(answer.out)
+    assert [file["file"] for file in figures["unreadable"]] == ["sea/broken.png", "sky/broken.png"]
+    assert figures["data"]["train"] + figures["data"]["test"] == 71  # and the picture of two classes is no help
+    assert "copies of other images" in answer.err
 
 
 @pytest.fixture

@@ -188,3 +188,13 @@ def test_an_encoder_without_a_head_is_looked_at_as_far_as_it_goes(vitreous, run,
     facts = json.loads(vitreous("inspect", tmp_path / "encoder.safetensors", photos / "sea", "--json").out)
     assert "without a head" in facts["left_out"]["lens"]
     assert len(facts["layers"]) == 2
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_named(trained, photos, vitreous, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"x")
+    words = (tmp_path / "broken.png", photos / "sea" / "sea0.png", photos / "sky" / "sky0.png")
+    answer = vitreous("inspect", trained, *words, "--only", "distance", "--page", "--out", tmp_path / "seen", "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out)["images"] == 2
+    assert "left out:" in answer.err
+    assert "broken.png" in answer.err

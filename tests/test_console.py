@@ -54,3 +54,11 @@ def test_a_terminal_of_80_columns_shows_a_bar_the_time_left_and_all_figures(monk
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert "6,900/13,800  0 s left" in shown
     assert figures in shown
+
+
+def test_nobody_listens_where_the_shell_has_closed_stderr(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    console = Console()
+    console.say("nothing")
+    with console.task("image", 3) as task:
+        task.update(3)

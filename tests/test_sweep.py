@@ -140,6 +140,15 @@ def test_a_split_to_choose_by_is_trained_on_in_the_end(case, monkeypatch):
     assert sizes == [len(learned), len(learned), len(case.data.train)]
 
 
+def test_a_cache_that_cannot_be_written_costs_nothing_but_the_next_time(case, capsys):
+    (case.cache / "file").write_text("")
+    case.model.cache = case.cache / "file"
+    found = SMALL.run(case.model, case.data, console=Console()).figures
+    assert "warning: trainings are not kept" in capsys.readouterr().err
+    case.model.cache = None
+    assert SMALL.run(case.model, case.data, console=QUIET).figures == found
+
+
 def test_nothing_is_left_behind_without_a_cache(case):
     case.model.cache = None
     before = set(case.cache.iterdir())

@@ -28,7 +28,8 @@ class Console:
     """Where long work shows itself."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self.quiet, self.stream = quiet, stream or sys.stderr
+        self.quiet = quiet or (stream or sys.stderr) is None  # where the shell has closed it
+        self.stream: TextIO = stream or sys.stderr
 
     def say(self, line: str = "") -> None:
         """One line, unless quiet."""

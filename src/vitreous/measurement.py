@@ -21,7 +21,7 @@ from vitreous.evaluation.classify import class_positions, judged, measure
 from vitreous.evaluation.corruptions import corruption_figures
 from vitreous.evaluation.features import Frozen
 from vitreous.evaluation.held_out import held_out_images, learning_images
-from vitreous.evaluation.real import read_real, real_figures
+from vitreous.evaluation.real import check_files, read_real, real_figures
 from vitreous.predict import Model
 from vitreous.suite import carry_out
 
@@ -34,6 +34,11 @@ class Images:
     unreadable: list[BadFile]
     among_data: bool
     """Whether the score counts among the data's own classes, as for ImageNet-A and -R."""
+
+    def counts(self) -> dict[str, Any]:
+        """Which split is measured, and how many images have which part, as JSON."""
+        sizes = {name: getattr(self.labelled, name) for name in ("train", "dev", "test")}
+        return {"split": self.labelled.split, **{name: of and len(of) for name, of in sizes.items()}}
 
 
 def frozen(model: Model, *, name: str = "", cache: Path | None, console: Console) -> Frozen:
@@ -59,6 +64,8 @@ def find_images(
     Raises:
         InputError: if the data cannot be used; says why and what to do.
     """
+    for evaluation in evaluations.values():
+        evaluation.check(model)
     kind = data.partition(":")[0]
     classes = _called(open_held_out(data)[1], kind, model).classes
     if any(evaluation.learns(model, classes) for evaluation in evaluations.values()):
@@ -83,6 +90,8 @@ def classification(
     """
     labels, test, classes = None if real is None else read_real(real), images.labelled.test, model.classes
     assert classes is not None, "a model without a head is refused before"
+    if labels is not None:
+        check_files(test, num_classes=len(classes))
     among_data |= images.among_data
     figures, predicted = judged(
         model.probabilities, test, classes=classes, split=images.labelled.split, among_data=among_data
@@ -120,7 +129,10 @@ def vtab(
     """
     for way, evaluation in evaluations.items():
         if not evaluation.scored:
-            raise InputError(f"VTAB-1k has 1,000 images to learn from; {way.replace('_', '-')} is no way to do so")
+            raise InputError(
+                f"VTAB-1k has 1,000 images to learn from; {way.replace('_', '-')} is no way to do so, "
+                "knn, logistic, linear, attentive and fine-tune are"
+            )
     for name, place in find_tasks(folder).items():
         opened = open_task(name, place)
         console.say(f"{opened.task.title}: {opened.split}; {len(opened.test):,} images to measure on")

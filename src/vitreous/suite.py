@@ -90,9 +90,11 @@ def carry_out(
     Raises:
         InputError: if the data do not suffice for one; says which and what is missing.
     """
+    for evaluation in evaluations.values():
+        evaluation.check(model)
     for name, evaluation in evaluations.items():
         console.say(f"{name.replace('_', '-')}")
         started = time.monotonic()
         found = evaluation.run(model, data, console=console)
-        figures: dict[str, Any] = {**found.figures, "seconds": time.monotonic() - started}
+        figures: dict[str, Any] = {**found.figures, "notes": [*found.notes], "seconds": time.monotonic() - started}
         yield name, dataclasses.replace(found, figures=figures)

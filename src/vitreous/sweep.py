@@ -17,11 +17,12 @@ from vitreous.config import BELOW_ONE, check_ranges
 from vitreous.console import Console
 from vitreous.data.source import JoinedSource, Source
 from vitreous.data.views import TrainView
+from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled, Outcome, at_the_edge, held_back, interval
 from vitreous.evaluation.classify import probabilities
 from vitreous.evaluation.feature_store import content, digest
 from vitreous.evaluation.features import Frozen
-from vitreous.files import read_text, write_text
+from vitreous.files import check_writable, read_text, write_text
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import SGD
 from vitreous.run_folder import RunFolder, locked
@@ -57,8 +58,8 @@ class FineTune(Evaluation):
     """Another seed shuffles, crops and holds back otherwise."""
 
     def __post_init__(self) -> None:
-        positive = ("learning_rates", "steps", "batch_size", "image_size")
-        check_ranges(self, **dict.fromkeys(positive, (1e-12, math.inf)), seed=(0, math.inf))
+        check_ranges(self, **dict.fromkeys(("steps", "batch_size", "image_size"), (1, math.inf)), seed=(0, math.inf))
+        check_ranges(self, learning_rates=(1e-12, math.inf))
         check_ranges(self, warmup_ratio=(0, BELOW_ONE), min_area_ratio=(0.001, 1))
 
     def run(self, model: Frozen, data: Labelled, *, console: Console) -> Outcome:
@@ -66,7 +67,7 @@ class FineTune(Evaluation):
         learned, judge = (train_images, data.dev) if data.dev else held_back(train_images, seed=self.seed)
         whole = JoinedSource(train_images, data.dev) if data.dev else train_images
         with ExitStack() as stack:
-            if model.cache is None:
+            if model.cache is None or not _writable(model.cache, console):
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitreous-")))
             else:
                 place = model.cache / "fine-tune" / model.model_key()
@@ -126,7 +127,9 @@ class FineTune(Evaluation):
             if answer.exists():
                 console.say(f"learning rate {rate:g} was tried before")
                 return json.loads(read_text(answer))
-            console.say(f"learning rate {rate:g}: {self.steps:,} steps of {min(self.batch_size, len(learned))} images")
+            size = min(self.batch_size, len(learned))
+            seen = run.model.pixels
+            console.say(f"learning rate {rate:g}: {self.steps:,} steps of {size} images of {seen}")
             try:
                 objective = train(
                     run, learned, held_out=("dev", measured), folder=folder, world=model.world, console=console
@@ -140,6 +143,19 @@ class FineTune(Evaluation):
                     objective.classifier, measured, run.eval_view, world=model.world, num_workers=model.num_workers
                 )
                 predicted = scores.argmax(axis=1).tolist()
-            write_text(answer, json.dumps(predicted))
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            try:
+                write_text(answer, json.dumps(predicted))
+                shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            except InputError as error:
+                console.say(f"warning: what was trained is not kept: {error}")
             return predicted
+
+
+def _writable(cache: Path, console: Console) -> bool:
+    """Whether trainings can be kept there; says so if not."""
+    try:
+        check_writable(cache / "fine-tune" / "predicted.json")
+    except (InputError, OSError) as error:
+        console.say(f"warning: trainings are not kept in {cache}: {error}")
+        return False
+    return True

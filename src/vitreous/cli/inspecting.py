@@ -217,7 +217,7 @@ def find_pictures(
     run = RunFolder(Path(model).expanduser())
     if images:
         files = list(image_files(images, console=console))
-        return [*files], [str(file) for file in files]
+        return readable([files[i] for i in evenly(len(files), most)], min_side=min_side, console=console)
     if not run.exists():
         return [], []
     try:
@@ -230,3 +230,24 @@ def find_pictures(
         return [], []
     console.say(f"looking at {len(chosen):,} images that {run.path} held out")
     return found, [source.name(i) for i in chosen]
+
+
+def readable(files: list[Path], *, min_side: int, console: "Console") -> tuple[list[Any], list[str]]:
+    """The images that can be read and their names; the others are named and left out.
+
+    Raises:
+        InputError: if none can be read.
+    """
+    from vitreous.data.decode import BadImage
+    from vitreous.predict import to_image
+
+    found, bad = {}, []
+    for file in files:
+        try:
+            found[str(file)] = to_image(file, min_side=min_side)
+        except BadImage as error:
+            bad.append(str(error))
+            console.say(f"left out: {error}")
+    if bad and not found:
+        raise InputError(f"none of {len(bad)} files is a readable image ({bad[0]}); give images")
+    return [*found.values()], [*found]

@@ -1,6 +1,6 @@
 """The command that measures a model: evaluate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +84,7 @@ def evaluate(
     place = None if no_cache else Path(cache).expanduser() if cache else feature_cache()
     seen = frozen(loaded, name=model, cache=place, console=console)
     measured: dict[str, Any] = {}
+    table_of = ""
     if kind == "imagenet-c":
         measured = corruptions(seen, Path(path).expanduser(), console=console, show=not json)
     elif kind == "vtab":
@@ -97,13 +98,21 @@ def evaluate(
                 show_classification(measured)
             if out is not None:
                 source = images.labelled.test
-                rows = {images.labelled.split: (source, list(range(len(source))), said)}
-                write_text(Path(out), predictions_csv(rows, classes=loaded.classes))
-        if chosen:
-            measured["evaluations"] = probes(seen, images.labelled, chosen, console=console, show=not json)
+                parts = {images.labelled.split: (source, list(range(len(source))), said)}
+                table_of = predictions_csv(parts, classes=loaded.classes)
+        measured["data"] = images.counts()
         measured["unreadable"] = [{"file": file.name, "reason": file.reason} for file in images.unreadable]
+        try:
+            for name, figures_of in probes(seen, images.labelled, chosen, console=console, show=not json):
+                measured.setdefault("evaluations", {})[name] = figures_of
+        except InputError:
+            if json:  # what was found before is not lost
+                print_json(measured)
+            raise
     if json:
         print_json(measured)
+    if out is not None:
+        write_text(Path(out), table_of)
     if figures is not None:
         written = write_figures(Path(figures), measured)
         console.say(f"{len(written)} figures are in {figures}" if written else "there is nothing to draw of these")
@@ -156,17 +165,15 @@ def show_classification(figures: Mapping[str, Any]) -> None:
 
 def probes(
     model: "Frozen", data: "Labelled", evaluations: "Mapping[str, Evaluation]", *, console: "Console", show: bool
-) -> dict[str, Any]:
-    """The figures of each evaluation; its table is printed as soon as it ends."""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and figures of each evaluation; its table is printed as soon as it ends."""
     from vitreous.suite import carry_out
 
-    found = {}
     for name, outcome in carry_out(evaluations, model, data, console=console):
-        found[name] = outcome.figures
         if show:
             print(table([(name.replace("_", "-"), "", ""), *outcome.rows]))
             print("".join(f"({note})\n" for note in outcome.notes), flush=True)
-    return found
+        yield name, outcome.figures
 
 
 def vtab(

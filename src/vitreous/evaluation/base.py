@@ -64,6 +64,13 @@ class Evaluation(Config):
     scored: ClassVar[bool] = False
     """Whether its outcome has a `score`: top-1 after learning from all images that are not measured."""
 
+    def check(self, model: Frozen) -> None:
+        """Nothing, if `model` can be measured so; asked before any image is looked at.
+
+        Raises:
+            InputError: if not; says why.
+        """
+
     def learns(self, model: Frozen, classes: Sequence[str]) -> bool:
         """Whether images of these classes are needed to learn from."""
         return True

@@ -45,10 +45,7 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
     with console.task("image", len(source)) as task:
         found = survey(source, progress=task.update)
     bad = [BadFile(source.name(i), split, reason) for i, reason in sorted(found.bad.items())]
-    for file in bad[:5]:
-        console.say(f"left out: {file.name}: {file.reason}")
-    if len(bad) > 5:
-        console.say(f"left out: {len(bad) - 5:,} more files that cannot be read; --json names all")
+    _name(bad, console)
     if len(found.usable) == 0:
         raise InputError(f"no image of {data} can be read ({bad[0].name}: {bad[0].reason}); give images")
     return HeldOut(split, source.select(found.usable), bad)
@@ -64,7 +61,7 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
     Raises:
         InputError: if the data cannot be used; says why and what to do.
     """
-    config = DataConfig(path=data, val=val)
+    config = DataConfig(path=data, val=val, allow_bad=True)
     if val is None and (run := _run_of(model)) is not None and _same_data(run, data):
         splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
         train, rest, bad = splits["train"], (splits.get("val"), splits.get("test")), []
@@ -78,6 +75,11 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
 
             prepared = prepare(config, progress=show)
         train, rest, bad = prepared.train, (prepared.val, prepared.test), prepared.bad
+        _name(bad, console)
+        if prepared.excluded:
+            console.say(
+                f"left out: {len(prepared.excluded):,} copies of other images, first {prepared.excluded[0].name}"
+            )
         for note in prepared.summary["notes"]:
             console.say(f"{data}: {note}")
     match rest:
@@ -89,6 +91,14 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
     chosen = f", settings chosen on {len(found.dev):,} of val" if found.dev is not None else ""
     console.say(f"learning from {len(train):,} images{chosen}, measuring on {len(found.test):,} of {found.split}")
     return found, bad
+
+
+def _name(bad: list[BadFile], console: Console) -> None:
+    """Say which files are left out, if any."""
+    for file in bad[:5]:
+        console.say(f"left out: {file.name}: {file.reason}")
+    if len(bad) > 5:
+        console.say(f"left out: {len(bad) - 5:,} more files that cannot be read; --json names all")
 
 
 def _same_data(run: RunFolder, data: str) -> bool:

@@ -50,15 +50,24 @@ def real_figures(
     Raises:
         InputError: if the model has not 1,000 classes, or a file is no validation image of ImageNet.
     """
-    if predicted.shape[1] != NUM_CLASSES:
-        raise InputError(
-            f"ReaL needs a model of ImageNet's {NUM_CLASSES:,} classes, this one has {predicted.shape[1]:,}"
-        )
+    check_files(source, num_classes=predicted.shape[1])
     best, hits, total = predicted.argmax(axis=1), 0, 0
     for i in range(len(source)):
         right = real[number(source.name(i)) - 1]
         hits, total = hits + (int(best[i]) in right), total + bool(right)
     return {"top1": asdict(metrics.share(hits, total)), "num_images": total, "without_label": len(source) - total}
+
+
+def check_files(source: Source, *, num_classes: int) -> None:
+    """Nothing, if these are validation images of ImageNet, and the model tells its classes apart.
+
+    Raises:
+        InputError: if not; says what is missing.
+    """
+    if num_classes != NUM_CLASSES:
+        raise InputError(f"ReaL needs a model of ImageNet's 1,000 classes, this one has {num_classes:,}")
+    for i in range(len(source)):
+        number(source.name(i))
 
 
 def number(name: str) -> int:

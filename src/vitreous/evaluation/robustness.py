@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitreous import metrics
+from vitreous.block import Axial
 from vitreous.budget import cost
 from vitreous.config import BELOW_ONE, check_ranges
 from vitreous.console import Console
@@ -128,6 +129,9 @@ class PatchDrop(Robustness):
     def __post_init__(self) -> None:
         check_ranges(self, drop_ratios=(0, BELOW_ONE), seed=(0, math.inf))
 
+    def check(self, model: Frozen) -> None:
+        _vit(model)
+
     def changes(self, model: Frozen) -> list[Change]:
         encoder = _vit(model)
         total = math.prod(-(-side // encoder.config.stride) for side in model.view.shape)
@@ -204,4 +208,6 @@ def _vit(model: Frozen) -> ViT:
     encoder = model.answering.encoder
     if not isinstance(encoder, ViT) or not isinstance(encoder.config, ViTConfig):
         raise InputError(f"patch-drop needs a ViT, not {type(encoder).__name__}; leave it out of --with")
+    if isinstance(encoder.config.block, Axial):
+        raise InputError("patch-drop needs attention among any patches, axial blocks take the whole grid; leave it out")
     return encoder

@@ -1,6 +1,7 @@
 """How figures look: one style, one palette, axes without ticks for images."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ def drawn_files(figures: "Callable[[], Iterator[tuple[str, Figure]]]") -> dict[s
     import matplotlib
 
     content = {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
         for name, figure in figures():
             for kind, facts in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
                 file = io.BytesIO()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from vitreous import predict
 from vitreous.classifier import ClassifierConfig
 from vitreous.data.views import EvalView
 from vitreous.pooling import Mean
@@ -198,3 +199,19 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(trained, photos, vit
     assert json.loads(answer.out)["images"] == 2
     assert "left out:" in answer.err
     assert "broken.png" in answer.err
+
+
+def test_class_names_that_are_given_name_the_second_model_too_and_it_is_opened_once(
+    trained, photos, vitreous, tmp_path, monkeypatch
+):
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(trained / "model" / "model.safetensors"), bare)
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    opened, real = [], predict.load
+    monkeypatch.setattr(predict, "load", lambda name, **options: opened.append(str(name)) or real(name, **options))
+    words = ("--page", "--against", bare, "--classes", tmp_path / "names.txt", "--only", "lens")
+    answer = vitreous("inspect", bare, photos / "sea" / "sea0.png", *words, "--out", tmp_path / "seen")
+    assert answer.code == 0, answer.err
+    record = json.loads((tmp_path / "seen" / "inspect.json").read_text())
+    assert [each["classes"] for each in record["checkpoints"]] == [["x", "y", "z"]] * 2
+    assert opened == [str(bare)] * 2

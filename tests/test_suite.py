@@ -38,9 +38,6 @@ def test_outcomes_come_one_by_one_with_their_time():
         def __init__(self, number):
             self.number = number
 
-        def check(self, model):
-            pass
-
         def run(self, model, data, *, console):
             if self.number is None:
                 raise InputError("no more")

@@ -62,6 +62,11 @@ class Task:
         """Say how much work there is, once that is known."""
         self.total = total
 
+    def follow(self, done: int, total: int) -> None:
+        """`update`, of work that learns on its way how much there is."""
+        self.expect(total)
+        self.update(done)
+
     def time_left(self, done: int) -> str:
         """The time left at the average speed so far, or "" before there is one."""
         if done <= self.first:

@@ -13,12 +13,13 @@ from vitreous.budget import cost, plain_classifier
 from vitreous.console import Console
 from vitreous.cores import cores
 from vitreous.data.layouts import absolute, open_data
-from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, reopen
+from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare
 from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
+from vitreous.evaluation.held_out import splits_of
 from vitreous.fields import walk
-from vitreous.files import read_text, write_text
+from vitreous.files import write_text
 from vitreous.inspection.report import write_report
 from vitreous.objectives.supervised import SupervisedObjective
 from vitreous.provenance import describe_run
@@ -109,12 +110,7 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     console.say(f"looking at {config.path}")
     try:
         with console.task("image", 0) as task:
-
-            def show(done: int, total: int) -> None:
-                task.expect(total)
-                task.update(done)
-
-            prepared = prepare(config, progress=show)
+            prepared = prepare(config, progress=task.follow)
     except BadData as error:
         _list_bad(error.bad, None if dry_run else folder, console)
         raise
@@ -279,9 +275,8 @@ def measure_run(run: Run, folder: RunFolder, *, prepared: Prepared, world: World
 
 def show(folder: RunFolder) -> Path:
     """Write the report of a run from what stands in its folder, and from its images if they are still there."""
-    record = folder.read()
     try:
-        data = reopen(DataConfig.of_run(record), read_text(folder.split))
+        data = splits_of(folder)
     except (InputError, OSError):
         data = None
     product = open_model(str(folder.path)) if folder.trained() else None

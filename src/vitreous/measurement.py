@@ -67,8 +67,12 @@ def find_images(
     for evaluation in evaluations.values():
         evaluation.check(model)
     kind = data.partition(":")[0]
-    classes = _called(open_held_out(data)[1], kind, model).classes
-    if any(evaluation.learns(model, classes) for evaluation in evaluations.values()):
+
+    def learns(classes: tuple[str, ...]) -> bool:
+        return any(evaluation.learns(model, classes) for evaluation in evaluations.values())
+
+    # most learn or do not whatever the classes are, and an archive is not to be listed twice for nothing
+    if learns(()) or (evaluations and learns(_called(open_held_out(data)[1], kind, model).classes)):
         labelled, bad = learning_images(data, val=val, model=name, console=console)
         parts = {part: getattr(labelled, part) for part in ("train", "test", "dev")}
         labelled = replace(labelled, **{part: of and _called(of, kind, model) for part, of in parts.items()})

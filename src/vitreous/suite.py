@@ -90,8 +90,6 @@ def carry_out(
     Raises:
         InputError: if the data do not suffice for one; says which and what is missing.
     """
-    for evaluation in evaluations.values():
-        evaluation.check(model)
     for name, evaluation in evaluations.items():
         console.say(f"{name.replace('_', '-')}")
         started = time.monotonic()

@@ -75,7 +75,8 @@ def inspect(
     from vitreous.files import write_folder
     from vitreous.inspection.checkpoint import check_parts, inspect_checkpoint
     from vitreous.inspection.checkpoint_page import checkpoint_page
-    from vitreous.inspection.figures import check_matplotlib, figure_files
+    from vitreous.inspection.figure_style import check_matplotlib
+    from vitreous.inspection.figures import figure_files
     from vitreous.predict import load
 
     for option, value in (("--max-images", max_images), ("--batch-size", batch_size)):
@@ -98,7 +99,6 @@ def inspect(
     other = None if against is None else load(against, device=device, progress=console.say)
     if other is not None and names is not None and not other.named and len(names) == len(other.classes):
         other.classes = tuple(names)
-    other = None if against is None else load(against, device=device, progress=console.say)
     min_side = max(each.view.min_side for each in (loaded, other) if each is not None)
     pictures, files = find_pictures(model, images, most=max_images, min_side=min_side, console=console)
     options: dict[str, Any] = {
@@ -208,9 +208,8 @@ def find_pictures(
 ) -> tuple[list[Any], list[str]]:
     """Images and their names: the files asked for, or some of what a run held out, or none."""
     from vitreous.data.decode import BadImage
-    from vitreous.data.prepare import DataConfig, reopen
-    from vitreous.files import read_text
-    from vitreous.inspection.look import evenly
+    from vitreous.evaluation.held_out import splits_of
+    from vitreous.inspection.pictures import evenly
     from vitreous.predictions import image_files
     from vitreous.run_folder import RunFolder
 
@@ -221,7 +220,7 @@ def find_pictures(
     if not run.exists():
         return [], []
     try:
-        splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
+        splits = splits_of(run)
         source = splits.get("test") or splits["val"]
         chosen = evenly(len(source), most)
         found = [source.image(i, min_side=min_side) for i in chosen]

@@ -131,7 +131,7 @@ def _check(
 ) -> None:
     """See before the work that its results can be written and that the options go together."""
     from vitreous.files import check_writable
-    from vitreous.inspection.figures import check_matplotlib
+    from vitreous.inspection.figure_style import check_matplotlib
     from vitreous.predictions import check_table
     from vitreous.suite import CLASSIFICATION
 

@@ -170,10 +170,11 @@ class Frozen:
     def _look_up(self, source: Source, change: str) -> tuple[dict[int, np.ndarray], list[Missing]]:
         """Chunks that are kept, by where they begin, and those that are missing."""
         kept, missing = {}, []
+        folder = None if self.cache is None else self.cache / self.model_key()
         with self.console.task("image looked up", len(source)) as task:
             for start in range(0, len(source), CHUNK):
                 rows = np.arange(start, min(start + CHUNK, len(source)))
-                file = None if self.cache is None else self.cache / self.model_key() / self._name(source, rows, change)
+                file = None if folder is None else folder / self._name(source, rows, change)
                 found = None if file is None else feature_store.read(file)
                 if found is None:
                     missing.append(Missing(rows, file))

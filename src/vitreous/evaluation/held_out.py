@@ -35,7 +35,7 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
         InputError: if no image is labelled and readable.
     """
     if (run := _run_of(model)) is not None and _same_data(run, data):
-        splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
+        splits = splits_of(run)
         split = "test" if "test" in splits else "val"
         console.say(f"measuring on the {split} images that {run.path} held out")
         return HeldOut(split, splits[split], [])
@@ -63,17 +63,12 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
     """
     config = DataConfig(path=data, val=val, allow_bad=True)
     if val is None and (run := _run_of(model)) is not None and _same_data(run, data):
-        splits = reopen(DataConfig.of_run(run.read()), read_text(run.split))
+        splits = splits_of(run)
         train, rest, bad = splits["train"], (splits.get("val"), splits.get("test")), []
         console.say(f"the splits are those of {run.path}; its encoder was trained on the images to learn from")
     else:
         with console.task("image", 0) as task:
-
-            def show(done: int, total: int) -> None:
-                task.expect(total)
-                task.update(done)
-
-            prepared = prepare(config, progress=show)
+            prepared = prepare(config, progress=task.follow)
         train, rest, bad = prepared.train, (prepared.val, prepared.test), prepared.bad
         _name(bad, console)
         if prepared.excluded:
@@ -99,6 +94,15 @@ def _name(bad: list[BadFile], console: Console) -> None:
         console.say(f"left out: {file.name}: {file.reason}")
     if len(bad) > 5:
         console.say(f"left out: {len(bad) - 5:,} more files that cannot be read; --json names all")
+
+
+def splits_of(run: RunFolder) -> dict[str, Source]:
+    """The splits of a run by name, without looking at the images again.
+
+    Raises:
+        InputError: if its list is damaged, or the data are no longer where they were.
+    """
+    return reopen(DataConfig.of_run(run.read()), read_text(run.split))
 
 
 def _same_data(run: RunFolder, data: str) -> bool:

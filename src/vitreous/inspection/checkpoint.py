@@ -12,7 +12,8 @@ from vitreous.errors import InputError, did_you_mean
 from vitreous.inspection.attention import attends
 from vitreous.inspection.blocks import numbers
 from vitreous.inspection.findings import Inspection
-from vitreous.inspection.look import PARTS, Look, evenly
+from vitreous.inspection.look import PARTS, Look
+from vitreous.inspection.pictures import evenly
 from vitreous.predict import Model, Picture
 from vitreous.variants import title
 from vitreous.vit import ViT

@@ -22,9 +22,9 @@ from vitreous.inspection.attention import full_attention
 from vitreous.inspection.distance import grid_distances
 from vitreous.inspection.findings import Inspection
 from vitreous.inspection.layer_chart import layer_chart
-from vitreous.inspection.look import PARTS, evenly
+from vitreous.inspection.look import PARTS
 from vitreous.inspection.packed_attention import packed, packed_attention
-from vitreous.inspection.pictures import HEAT, data_uri, heat, picture
+from vitreous.inspection.pictures import HEAT, data_uri, evenly, heat, picture
 from vitreous.inspection.plots import Series
 from vitreous.inspection.template import page_file, script_hash, template
 from vitreous.predict import Model

@@ -1,5 +1,6 @@
 """How figures look: one style, one palette, axes without ticks for images."""
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from vitreous.errors import InputError
 from vitreous.inspection.pictures import HEAT
 
 if TYPE_CHECKING:
@@ -27,8 +29,23 @@ DPI = 200
 SIDE = 1.05  # of an image, in inches
 
 
+def check_matplotlib() -> None:
+    """Nothing, if figures can be drawn.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("figures need matplotlib: pip install 'vitreous[plot]'; or take --page, which needs none")
+
+
 def drawn_files(figures: "Callable[[], Iterator[tuple[str, Figure]]]") -> dict[str, bytes]:
-    """A .pdf and a .png of every figure, by file name."""
+    """A .pdf and a .png of every figure, by file name.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    check_matplotlib()
     import matplotlib
 
     content = {}

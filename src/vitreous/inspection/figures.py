@@ -4,14 +4,12 @@ Layers and heads count from 0, as they do in Python. Maps run from their lowest 
 percentile (bright): the few highest values are often artefacts (arXiv:2309.16588) that would darken the rest.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitreous.errors import InputError
 from vitreous.inspection import image_figures
 from vitreous.inspection.distance import grid_distances
 from vitreous.inspection.figure_style import (
@@ -32,23 +30,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def check_matplotlib() -> None:
-    """Nothing, if figures can be drawn.
-
-    Raises:
-        InputError: if matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("figures need matplotlib: pip install 'vitreous[plot]'; or take --page, which needs none")
-
-
 def figure_files(seen: Inspection) -> dict[str, bytes]:
     """A .pdf and a .png of every figure that `seen` holds the numbers of, by file name.
 
     Raises:
         InputError: if matplotlib is not installed.
     """
-    check_matplotlib()
     return drawn_files(lambda: figures(seen))
 
 

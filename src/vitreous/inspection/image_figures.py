@@ -16,6 +16,7 @@ from vitreous.inspection.figure_style import (
     shortened,
 )
 from vitreous.inspection.findings import Inspection
+from vitreous.inspection.pictures import evenly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def lens(seen: Inspection) -> "Figure":
 
     assert seen.lens is not None
     depth = seen.lens.predicted.shape[0]
-    layers = np.unique(np.linspace(0, depth - 1, min(depth, MOST_LENS_LAYERS)).round().astype(int)).tolist()
+    layers = evenly(depth, MOST_LENS_LAYERS)
     figure, grid = image_grid(len(seen.mapped), 1 + len(layers), text=0.2)
     for axes, layer in zip(grid[0, 1:], layers):
         axes.set_title(f"layer {layer}")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -25,6 +24,7 @@ from vitreous.inspection.lens import logit_lens
 from vitreous.inspection.neighbours import nearest
 from vitreous.inspection.norms import TokenNorms, token_norms
 from vitreous.inspection.occlusion import occlusion
+from vitreous.inspection.pictures import evenly
 from vitreous.inspection.positions import position_similarity
 from vitreous.inspection.relevance import relevance
 from vitreous.inspection.rollout import gradient_rollout, rollout
@@ -185,11 +185,6 @@ class Look:
 
     def _normalised(self, pixels: UInt8[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
         return self.model.view.normalise(pixels.to(self.model.world.device))
-
-
-def evenly(number: int, most: int) -> list[int]:
-    """At most `most` of `number` positions, at even distances."""
-    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int)).tolist() if number else []
 
 
 def _on_cpu(value: Any) -> Any:

@@ -10,6 +10,11 @@ from PIL import Image
 HEAT = ((28, 16, 68), (114, 31, 129), (205, 64, 113), (251, 135, 97), (252, 253, 191))  # dark to bright
 
 
+def evenly(number: int, most: int) -> list[int]:
+    """At most `most` of `number` positions, at even distances."""
+    return np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int)).tolist() if number else []
+
+
 def picture(image: Image.Image, *, side: int) -> str:
     """JPEG of at most `side` pixels; PNG for icons, which JPEG would smear."""
     image = image.convert("RGB")

@@ -24,7 +24,7 @@ from vitreous.errors import InputError
 from vitreous.files import write_bytes
 from vitreous.inspection.attention import attends, attention_maps
 from vitreous.inspection.mislabelled import Prediction, likely_mislabelled, read_predictions
-from vitreous.inspection.pictures import data_uri, heat, picture
+from vitreous.inspection.pictures import data_uri, evenly, heat, picture
 from vitreous.inspection.plots import Series, confusion_chart, confusion_image, line_chart, reliability_chart
 from vitreous.inspection.rollout import rollout
 from vitreous.inspection.template import page_file, script_hash, template
@@ -232,7 +232,7 @@ def _attention(
 
 def _seen(source: Source, view: View) -> Iterator[tuple[int, Image.Image]]:
     """A few images, evenly spaced, that can still be read."""
-    for i in np.unique(np.linspace(0, len(source) - 1, MOST_ATTENTION_IMAGES).round().astype(int)).tolist():
+    for i in evenly(len(source), MOST_ATTENTION_IMAGES):
         try:
             yield i, source.image(i, min_side=view.min_side)
         except (InputError, OSError):

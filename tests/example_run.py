@@ -13,7 +13,7 @@ from vitreous.data.views import EvalView
 from vitreous.evaluation.classify import predictions_csv, scores
 from vitreous.provenance import describe_run
 from vitreous.run_folder import RunFolder
-from vitreous.training import Run
+from vitreous.run import Run
 from vitreous.vit import ViTConfig
 
 ENCODER = ViTConfig(patch_size=4, width=32, depth=2, num_heads=4, mlp_dim=64, image_size=16)

@@ -262,7 +262,7 @@ def test_a_run_repeats_from_its_file_and_from_a_python_file(vitreous, photos, tm
 @pytest.mark.parametrize(
     ("text", "name", "hint"),
     [
-        ("def f(): return 3", "f", "must return a vitreous.training.Run"),
+        ("def f(): return 3", "f", "must return a vitreous.run.Run"),
         ("def f(): return 3", "g", "choose one of f"),
         ("def f(): return 1 / 0", "f", "ZeroDivisionError"),
         ("def f(x): return x", "f", "missing 1 required"),

@@ -1,8 +1,10 @@
+import itertools
 import multiprocessing
 import os
 import pickle
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 from pictures import class_folders, encoded, noise, packed, write
 from vitreous.data import loader
 from vitreous.data.layouts import open_data
-from vitreous.data.loader import evaluation_batches, order, steps_per_epoch, training_batches
+from vitreous.data.loader import evaluation_batches, step_size, steps_per_epoch, training_batches
+from vitreous.data.order import positions
 from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
@@ -25,9 +28,9 @@ def arrays(n: int = 10, *, labels=None) -> ArraySource:
     return ArraySource(pixels, prefix="train", classes=("a", "b", "c"), labels=labels)
 
 
-def batches(source, *, batch_size=4, seed=0, first_step=0, steps=9, view=VIEW, num_workers=0):
+def batches(source, *, batch_size=4, seed=0, first_step=0, steps=9, view=VIEW, num_workers=0, **parts):
     options = {"batch_size": batch_size, "seed": seed, "first_step": first_step, "steps": steps}
-    return list(training_batches(source, view, **options, num_workers=num_workers))
+    return list(training_batches(source, view, **options, num_workers=num_workers, **parts))
 
 
 def assert_same(ours, theirs):
@@ -36,13 +39,6 @@ def assert_same(ours, theirs):
         assert torch.equal(a.index, b.index)
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.images, b.images)
-
-
-def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
-    assert sorted(order(50, seed=0, epoch=0)) == list(range(50))
-    assert np.array_equal(order(50, seed=1, epoch=2), order(50, seed=1, epoch=2))
-    others = {tuple(order(50, seed=seed, epoch=epoch)) for seed in range(5) for epoch in range(5)}
-    assert len(others) == 25
 
 
 def test_an_epoch_gives_each_image_once_and_the_next_in_another_order():
@@ -79,6 +75,75 @@ def test_resuming_at_a_step_goes_on_as_if_nothing_had_happened():
     for first_step in range(9):
         assert_same(batches(arrays(), first_step=first_step, steps=9), whole[first_step:])
     assert batches(arrays(), first_step=9, steps=9) == []
+
+
+def test_the_first_batch_of_any_step_comes_at_once():
+    start = time.monotonic()
+    (found,) = batches(arrays(), first_step=10**12, steps=10**12 + 1)
+    assert time.monotonic() - start < 1
+    assert len(found.index) == 4
+
+
+def test_a_step_is_cut_into_equal_parts():
+    assert step_size(100, 32) == 32
+    assert step_size(100, 32, num_micro_batches=5) == 30
+    assert step_size(20, 32, num_micro_batches=8) == 16
+    assert steps_per_epoch(100, 32, num_micro_batches=5) == 3
+    source = arrays(20)
+    whole = batches(source, batch_size=9, num_micro_batches=4, mine=range(4), steps=5)
+    assert [len(b.index) for b in whole] == [2] * 20
+    plain = batches(source, batch_size=8, steps=5)
+    assert torch.equal(torch.cat([b.index for b in whole]), torch.cat([b.index for b in plain]))
+    assert torch.equal(torch.cat([b.images[0] for b in whole]), torch.cat([b.images[0] for b in plain]))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "message"),
+    [
+        (3, 8, "3 training images cannot be cut into 4 micro-batches; give more images"),
+        (9, 2, "a batch of 2 images cannot be cut into 4 micro-batches; give a larger batch"),
+    ],
+)
+def test_a_part_without_an_image_is_refused(n, batch_size, message):
+    with pytest.raises(InputError, match=message):
+        batches(arrays(n), batch_size=batch_size, num_micro_batches=4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_processes_workers_and_restarts_change_no_bit(num_processes, num_workers):
+    """22 images in steps of 8: two steps an epoch, and 6 images left out of each."""
+    source, steps, options = arrays(22), 12, {"batch_size": 9, "num_micro_batches": 4, "num_workers": num_workers}
+    whole = batches(source, steps=steps, batch_size=9, num_micro_batches=4, mine=range(4))
+    random = np.random.default_rng(num_processes)
+    share = 4 // num_processes
+    cuts = [0, *sorted(random.choice(np.arange(1, steps), 2, replace=False).tolist()), steps]
+    seen = Counter()
+    for first, last in itertools.pairwise(cuts):  # all processes stop at the same step and start again
+        for rank in range(num_processes):
+            mine = range(rank * share, (rank + 1) * share)
+            found = batches(source, first_step=first, steps=last, mine=mine, **options)
+            assert_same(found, [whole[4 * step + part] for step in range(first, last) for part in mine])
+            epochs = [step // 2 for step in range(first, last) for _ in mine]
+            seen.update((epoch, i) for epoch, batch in zip(epochs, found) for i in batch.index.tolist())
+    orders = [positions(22, seed=0, epoch=epoch, start=0, stop=16) for epoch in range(6)]
+    assert seen == Counter((epoch, i) for epoch, order in enumerate(orders) for i in order.tolist())
+    assert set(seen.values()) == {1}
+
+
+def test_no_image_is_lost_or_repeated_when_the_number_of_processes_changes_at_each_restart():
+    source, steps, random = arrays(203), 60, np.random.default_rng(0)
+    cuts = [0, *sorted(random.choice(np.arange(1, steps), 30, replace=False).tolist()), steps]
+    seen = Counter()
+    for first, last in itertools.pairwise(cuts):
+        num_processes = int(random.choice([1, 2, 4, 8]))
+        for rank in range(num_processes):
+            mine = range(rank * 8 // num_processes, (rank + 1) * 8 // num_processes)
+            found = batches(source, first_step=first, steps=last, batch_size=20, num_micro_batches=8, mine=mine)
+            epochs = [step // 12 for step in range(first, last) for _ in mine]
+            seen.update((epoch, i) for epoch, batch in zip(epochs, found) for i in batch.index.tolist())
+    orders = [positions(203, seed=0, epoch=epoch, start=0, stop=192) for epoch in range(5)]
+    assert seen == Counter((epoch, i) for epoch, order in enumerate(orders) for i in order.tolist())
 
 
 def test_augmentation_differs_by_epoch_and_by_image():
@@ -120,6 +185,23 @@ def test_evaluation_gives_every_image_once_in_order(num_workers):
     assert [b.index.tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     images = torch.cat([b.images[0] for b in found])
     assert torch.equal(images, view.normalise(torch.from_numpy(source.pixels.transpose(0, 3, 1, 2).copy())))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_is_dealt_out_in_turn_and_evenly(num_workers):
+    source = arrays(10)
+    view = EvalView(image_size=20, crop_ratio=1)
+    options = {"batch_size": 4, "num_workers": num_workers}
+    alone = list(evaluation_batches(source, view, **options))
+    for size, dealt in {1: [[0, 1, 2]], 2: [[0, 2], [1, 2]], 3: [[0], [1], [2]], 4: [[0], [1], [2], [2]]}.items():
+        for rank, wanted in enumerate(dealt):
+            found = list(evaluation_batches(source, view, **options, rank=rank, size=size))
+            assert_same(found, [alone[k] for k in wanted])
+
+
+def test_evaluation_of_nothing_gives_nothing():
+    for rank in range(2):
+        assert list(evaluation_batches(arrays(0), EvalView(image_size=8), batch_size=4, rank=rank, size=2)) == []
 
 
 def test_a_source_without_labels_gives_none():

@@ -3,18 +3,20 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pictures import bomb, class_folders, encoded, noise, smooth, write
+from pictures import bomb, class_folders, encoded, noise, packed, smooth, write
 from vitreous import files
 from vitreous.data import named
 from vitreous.data.duplicates import find_duplicates
 from vitreous.data.listing import Splits
-from vitreous.data.prepare import BadData, DataConfig, Prepared, prepare, reopen
-from vitreous.data.source import ArraySource
+from vitreous.data.prepare import BadData, DataConfig, Prepared, prepare, recall, reopen
+from vitreous.data.source import ArraySource, JoinedSource, Source
 from vitreous.data.split import stratified
 from vitreous.errors import InputError
 
@@ -329,6 +331,204 @@ def test_the_second_place_is_reopened_too(tmp_path):
     again = reopen(config, data.split_csv())
     assert names(again["val"]) == names(again["train"])  # the names alone do not tell them apart
     assert again["val"].read(0) == data.val.read(0) != data.train.read(0)
+
+
+# Going on without looking again
+
+
+def kept(data: Prepared) -> dict:
+    """What a run that goes on has of `data`."""
+    record = {"data": data.summary, "data_fingerprint": data.fingerprint, "data_stamp": data.stamp}
+    return {"split_csv": data.split_csv(), "record": record}
+
+
+def assert_equal(ours: Prepared | None, theirs: Prepared) -> None:
+    assert ours is not None
+    for field in fields(Prepared):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if isinstance(b, Source):
+            assert (type(a), a.classes, names(a)) == (type(b), b.classes, names(b))
+            assert np.array_equal(a.labels, b.labels)
+            assert np.array_equal(a.rows, b.rows)
+            assert a.read(len(a) - 1) == b.read(len(b) - 1)
+        else:
+            assert a == b, field.name
+
+
+def a_folder(root: Path) -> DataConfig:
+    broken = {f"cat/broken{i}.png": f"<html>{i}".encode() for i in range(25)}  # more than the summary shows
+    odd = {os.fsdecode(b"dog/\xe9, \n.png"): encoded(noise(77)), "dog/cat.png": encoded(noise(0))}
+    return DataConfig(path=str(write({**broken, **odd}, class_folders(root))), allow_bad=True)
+
+
+def a_folder_of_splits(root: Path) -> DataConfig:
+    for seed, split in enumerate(("train", "val", "test")):
+        class_folders(root / split, first_seed=8 * seed)  # with copies
+    return DataConfig(path=str(root))
+
+
+def two_folders(root: Path) -> DataConfig:
+    return DataConfig(path=str(class_folders(root / "a")), val=str(class_folders(root / "b", first_seed=50)))
+
+
+def a_tar(root: Path, mode: str = "w") -> DataConfig:
+    images = {f"{label}/{i}.png": encoded(noise(i + 10 * k)) for k, label in enumerate("ab") for i in range(4)}
+    return DataConfig(path=str(packed(images, root / f"x.tar{mode[1:].replace(':', '.')}", mode=mode)))
+
+
+def a_packed_tar(root: Path) -> DataConfig:
+    return a_tar(root, "w:gz")
+
+
+def a_list(root: Path) -> DataConfig:
+    class_folders(root)
+    rows = [f"{label}/{i}.png,{label},{'test' if i == 4 else 'train'}" for i in range(5) for label in ("cat", "dog")]
+    lines = ["image,label,split", *rows, "cat/4.png,dog,test"]  # one image twice
+    write({"list.csv": "\n".join(lines).encode()}, root)
+    return DataConfig(path=str(root / "list.csv"))
+
+
+def digits(root: Path) -> DataConfig:
+    return DataConfig()
+
+
+def never(*arguments, **options):
+    raise AssertionError("an image was looked at")
+
+
+@pytest.mark.parametrize("layout", [a_folder, a_folder_of_splits, two_folders, a_tar, a_packed_tar, a_list, digits])
+def test_what_was_prepared_is_recalled_without_looking_at_an_image(layout, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    config = layout(tmp_path / "data")
+    data = prepare(config)
+    assert data.stamp is not None
+    files.write_text(tmp_path / "split.csv", data.split_csv())
+    record = json.loads(json.dumps(kept(data)["record"]))
+    with monkeypatch.context() as patch:
+        for name in ("decode", "decode_picture", "FileSource.read", "TarSource.read"):
+            patch.setattr(f"vitreous.data.source.{name}", never)
+        again = recall(config, split_csv=files.read_text(tmp_path / "split.csv"), record=record)
+    assert_equal(again, data)
+
+
+def touch(path: Path) -> None:
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def grow(path: Path) -> None:
+    """More bytes, and the time as it was."""
+    status = path.stat()
+    path.write_bytes(path.read_bytes() + b"x")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("other.png"))
+
+
+def add(path: Path) -> None:
+    path.with_name("other.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize("event", [touch, grow, rename, add, Path.unlink])
+@pytest.mark.parametrize("layout", [a_folder, a_folder_of_splits, two_folders])
+def test_nothing_is_recalled_when_a_file_has_changed(layout, event, tmp_path):
+    (tmp_path / "data").mkdir()
+    config = layout(tmp_path / "data")
+    before = kept(prepare(config))
+    event(sorted((tmp_path / "data").rglob("cat/1.png"))[-1])
+    assert recall(config, **before) is None
+
+
+@pytest.mark.parametrize("event", [touch, grow])
+def test_nothing_is_recalled_when_the_tar_has_changed(event, tmp_path):
+    config = a_tar(tmp_path)
+    before = kept(prepare(config))
+    event(Path(config.path))
+    assert recall(config, **before) is None
+
+
+def test_nothing_is_recalled_when_labels_have_changed(tmp_path):
+    config = a_list(tmp_path)
+    before = kept(prepare(config))
+    path, text = Path(config.path), Path(config.path).read_text()
+    touch(path)
+    assert recall(config, **before) is not None  # what the list says is what counts
+    for old, new in (("0.png,cat", "0.png,dog"), ("0.png,cat,train", "0.png,cat,test"), (",cat,", ",emu,")):
+        path.write_text(text.replace(old, new))
+        assert recall(config, **before) is None
+
+
+def test_nothing_is_recalled_when_pixels_in_memory_have_changed(monkeypatch):
+    before = kept(prepared("digits"))
+    real = named.digits()
+    real.train.pixels[5, 0, 0] ^= 1
+    monkeypatch.setattr(named, "digits", lambda: real)
+    assert recall(DataConfig(), **before) is None
+
+
+def test_nothing_is_recalled_of_another_run(tmp_path):
+    config = DataConfig(path=str(class_folders(tmp_path, each=9)))
+    before = kept(prepare(config))
+    assert recall(config, **before) is not None
+    for other in ({"split_seed": 1}, {"holdout_ratio": 0.5}):
+        assert recall(replace(config, **other), **before) is None
+    edited = before["split_csv"].replace("test,cat", "train,cat", 1)
+    assert recall(config, split_csv=edited, record=before["record"]) is None
+    for key in before["record"]:
+        record = {name: value for name, value in before["record"].items() if name != key}
+        assert recall(config, split_csv=before["split_csv"], record=record) is None
+
+
+def test_nothing_is_recalled_when_a_broken_link_was_mended(tmp_path):
+    write({"elsewhere.png": encoded(noise(99))}, tmp_path)
+    folder = class_folders(tmp_path / "data")
+    (folder / "cat" / "link.png").symlink_to(tmp_path / "later.png")
+    config = DataConfig(path=str(folder), allow_bad=True)
+    before = kept(prepare(config))
+    assert recall(config, **before) is not None
+    (tmp_path / "elsewhere.png").rename(tmp_path / "later.png")
+    assert recall(config, **before) is None
+
+
+def test_what_changes_while_it_is_looked_at_is_looked_at_again(tmp_path):
+    config = DataConfig(path=str(class_folders(tmp_path)))
+    data = prepare(config, progress=lambda done, total: grow(tmp_path / "cat" / "1.png"))
+    assert recall(config, **kept(data)) is None
+
+
+def test_data_that_were_moved_are_recalled(tmp_path):
+    data = prepared(class_folders(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    again = recall(DataConfig(path=str(tmp_path / "b")), **kept(data))
+    assert again is not None
+    assert again.train.read(0)
+
+
+def test_a_source_that_cannot_tell_is_looked_at_again(monkeypatch):
+    digits = named.digits().train
+    parts = (digits.select(range(1000)), digits.select(range(1000, 1797)))
+    monkeypatch.setattr(named, "digits", lambda: Splits(JoinedSource(*parts)))
+    data = prepared("digits")
+    assert data.stamp is None
+    assert recall(DataConfig(), **kept(data)) is None
+
+
+def test_data_that_are_gone_are_named_when_recalled(tmp_path):
+    config = DataConfig(path=str(class_folders(tmp_path / "data")))
+    before = kept(prepare(config))
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="no such file or folder"):
+        recall(config, **before)
+
+
+def test_a_file_listed_with_two_labels_keeps_both_when_reopened(tmp_path):
+    config = a_list(tmp_path)
+    data = prepare(config)
+    again = reopen(config, data.split_csv())["test"]
+    assert names(again) == names(data.test) == ["cat/4.png", "dog/4.png", "cat/4.png"]
+    assert again.labels.tolist() == data.test.labels.tolist() == [0, 1, 1]
 
 
 def test_the_fingerprint_changes_with_images_labels_names_and_splits_only(tmp_path):

@@ -12,7 +12,7 @@ from vitreous.errors import InputError
 from vitreous.optim import SGD
 from vitreous.planning import Request, make_plan
 from vitreous.position import SinCos2d
-from vitreous.training import Run
+from vitreous.run import Run
 from vitreous.weights.open import open_model
 
 WORLD = distributed.World(rank=0, size=1, device=torch.device("cpu"), dtype=torch.float32, threads=1)

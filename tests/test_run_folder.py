@@ -1,8 +1,11 @@
+import fcntl
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
+from vitreous.claim import TakenOver, newest
 from vitreous.errors import InputError
 from vitreous.run_folder import RunFolder, choose_folder
 
@@ -77,7 +80,7 @@ with RunFolder(Path({str(folder.path)!r})).claimed():
 """
     with folder.claimed():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert "another process is writing into" in done.stderr
+        assert f"is writing into {folder.path}; wait until it ends, or choose another --out" in done.stderr
         folder.write_record({})
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -87,13 +90,59 @@ def test_what_killed_processes_left_is_swept_and_not_in_the_way(tmp_path):
     folder.path.mkdir()
     (folder.path / ".run.json.123.tmp").touch()
     (folder.path / "split.csv").touch()
-    with folder.claimed():
+    with folder.claimed() as claim:
         folder.write_record({"config": {}})
-        (folder.checkpoints / "step-00000003.123.tmp").mkdir(parents=True)
+        for left in ("step-00000003.123.tmp", f"step-00000004.tmp-{claim.attempt}", "step-00000002.tmp-old"):
+            (folder.checkpoints / left).mkdir(parents=True)
         (folder.path / ".model.123.new").mkdir()
         (folder.path / ".evaluation.json.123.tmp").touch()
+        (folder.path / "stacks-rank-0.txt").touch()
+        (folder.path / "stacks-rank-1.txt").write_text("Thread 0x1")
     with folder.claimed():
-        assert {path.name for path in folder.path.rglob("*")} == {"run.json", "split.csv", "checkpoints"}
+        stays = {"run.json", "split.csv", "checkpoints", "stacks-rank-1.txt"}
+        assert {path.name for path in folder.path.rglob("*")} - {"claim.json", ".lock", ".attempt-2"} == stays
+    assert {path.name for path in folder.path.rglob("*")} == {*stays, "claim.json"}
+
+
+def test_unfinished_checkpoints_of_a_later_process_are_not_swept(tmp_path):
+    folder = begun(tmp_path / "run")
+    with folder.claimed() as claim:
+        for attempt in (claim.attempt - 1, claim.attempt, claim.attempt + 1):
+            (folder.checkpoints / f"step-00000004.tmp-{attempt}").mkdir(parents=True)
+        folder._sweep(claim)
+        kept = {path.name for path in folder.checkpoints.iterdir()}
+    assert kept == {f"step-00000004.tmp-{claim.attempt + later}" for later in (0, 1)}
+
+
+def test_writes_of_a_folder_that_another_process_has_claimed_are_refused(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    ours, theirs = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with theirs.claimed() as later:
+        with ours.claimed() as claim:
+            assert claim.attempt == later.attempt + 1
+            for write in (lambda: theirs.append({"step": 1}), lambda: theirs.write_record({}), theirs.check):
+                with pytest.raises(TakenOver, match="this one stops"):
+                    write()
+            ours.write_record({"config": {}})
+            ours.append({"step": 1})
+        with pytest.raises(TakenOver):
+            theirs.forget_after(0)
+    ours.append({"step": 2})  # nobody claims it, as after the run
+    assert [line["step"] for line in ours.measurements()] == [1, 2]
+
+
+def test_who_was_outdone_before_the_run_began_leaves_the_claim_of_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitreous.claim._try_lock", lambda *_, **__: None)
+    early, later = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with ExitStack() as stack:
+        stack.enter_context(early.claimed())
+        with later.claimed() as claim:
+            stack.close()
+            assert newest(tmp_path / "run") == claim
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_got_nothing_is_not_left_behind(tmp_path):

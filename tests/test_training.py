@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vitreous import distributed, stopping, training
+from vitreous.checkpoint import CheckpointConfig
 from vitreous.classifier import Classifier
 from vitreous.config import from_dict
 from vitreous.console import Console
@@ -20,10 +21,12 @@ from vitreous.head import LinearHead
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import SGD, AdamW
 from vitreous.position import RoPE2d, SinCos2d
-from vitreous.run_folder import RunFolder
 from vitreous.schedule import Constant, Cosine, Schedule
 from vitreous.stopping import Stopped
-from vitreous.training import Run, build_objective, train
+from vitreous.run import Run
+from vitreous.run_folder import RunFolder
+from vitreous.trainee import build_objective
+from vitreous.training import train
 from vitreous.variants import vit
 from vitreous.weights.open import open_model
 
@@ -136,7 +139,7 @@ def test_a_full_disk_at_a_checkpoint_does_not_stop_training(tmp_path, monkeypatc
     said = []
     monkeypatch.setattr(Checkpoints, "save", refuse)
     monkeypatch.setattr(Console, "say", lambda self, line="": said.append(line))
-    carried_out(tiny(checkpoint_every_s=0.0), tmp_path)
+    carried_out(tiny(checkpoint=CheckpointConfig(every_s=0.0, background=False)), tmp_path)
     assert sum("warning: no checkpoint at step" in line for line in said) == 12
 
 
@@ -159,7 +162,7 @@ def test_building_twice_gives_the_same_weights_whatever_was_drawn_before():
         ({"num_evaluation_images": 0}, "num_evaluation_images is 0"),
         ({"num_evaluations": -1}, "evaluations is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
-        ({"checkpoint_every_s": float("nan")}, "checkpoint_every_s is nan"),
+        ({"max_skipped_steps": -1}, "max_skipped_steps is -1"),
         ({"model": vit("32x2/3", image_size=9)}, "train_view.image_size 8: .* take 9"),
         ({"eval_view": EvalView(image_size=12)}, "eval_view.image_size 12 is not model.image_size 8"),
         ({"model": vit("32x2/4", image_size=8, channels=1)}, "model.channels is 1; images have 3"),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vitreous.errors import InputError
     from vitreous.fitting import fit
     from vitreous.predict import Model, Prediction, load
-    from vitreous.training import Run
+    from vitreous.run import Run
     from vitreous.vit import ViT, ViTConfig
 
 __version__ = version("vitreous")

@@ -1,137 +1,410 @@
-"""Checkpoints: tensors only, written beside and renamed, checked when they are read."""
+"""Checkpoints: tensors only, written beside and renamed, checked byte for byte when they are read.
+
+Every process writes the part of the state that lies in it, so writing is shared out; any number of processes, holding
+the weights in any way, reads it back.
+"""
 
 import json
+import math
 import os
 import re
 import shutil
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.optim import Optimizer
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from vitreous.config import Config, check_ranges
+from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.files import sync_folder, writing
 
-OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FORMAT = 2
+IDLE, READY, AT_WORK, FAILED = range(4)
+"""How far a process is with writing a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Config):
+    """When checkpoints are written and which are kept."""
+
+    every_s: float = 60.0
+    """Seconds between checkpoints; one is also written at the end and when training is stopped."""
+    keep_last: int = 2
+    """How many of the newest are kept; more than one, so that a damaged one costs minutes only."""
+    keep_best: bool = False
+    """Whether one is written whenever held-out accuracy is the best so far, and the best of them is kept."""
+    background: bool = True
+    """Whether training goes on while one is written, from a copy in memory."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, every_s=(0, math.inf), keep_last=(1, math.inf))
 
 
 @dataclass(frozen=True)
-class Restored:
-    """What a checkpoint says about the run beside its tensors."""
+class Holding:
+    """What of a tensor lies in this process: rows `start` to `start` + `rows` of its first axis."""
 
-    step: int
-    """Optimizer steps done."""
-    seconds: float
-    """Training time so far."""
+    local: Tensor
+    shape: tuple[int, ...]
+    start: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Holding":
+        """The part of `tensor` in this process; of a plain tensor, all."""
+        if not isinstance(tensor, DTensor):
+            return cls(tensor.detach(), tuple(tensor.shape), 0)
+        mesh = tensor.device_mesh
+        assert mesh.ndim == 1 and tensor.placements[0].is_shard(0), "fully_shard divides the first axis"
+        each = -(-tensor.shape[0] // mesh.size())
+        start = min(mesh.get_local_rank() * each, tensor.shape[0])
+        return cls(tensor.to_local().detach(), tuple(tensor.shape), start)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One whole checkpoint: its bytes are those that were written."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What was saved beside the tensors, as plain JSON; "step" is the number of steps done."""
+        return self.manifest["state"]
+
+    @property
+    def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Each tensor's type and whole shape."""
+        return {
+            name: (getattr(torch, dtype), tuple(shape)) for name, (dtype, shape) in self.manifest["tensors"].items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill `tensors`, or the parts of them that lie in this process.
+
+        Raises:
+            InputError: if the checkpoint holds other tensors.
+        """
+        wanted = {name: Holding.of(tensor) for name, tensor in tensors.items()}
+        theirs = {name: shape for name, (_, shape) in self.shapes.items()}
+        if theirs != (ours := {name: holding.shape for name, holding in wanted.items()}):
+            odd = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+            raise InputError(
+                f"{self.path} is of another model: {odd[0]} and {len(odd) - 1} more differ; choose another --out"
+            )
+        for file, entry in self.manifest["files"].items():
+            with safe_open(self.path / file, framework="pt") as opened:
+                for name, start in entry["starts"].items():
+                    _copy_rows(opened, name, start, wanted[name])
+
+
+def _copy_rows(opened: Any, name: str, start: int, holding: Holding) -> None:
+    part = opened.get_slice(name)
+    if not holding.shape:
+        holding.local.copy_(opened.get_tensor(name))
+        return
+    rows = part.get_shape()[0]
+    first, last = max(start, holding.start), min(start + rows, holding.start + holding.local.shape[0])
+    if first < last:
+        holding.local[first - holding.start : last - holding.start].copy_(part[first - start : last - start])
 
 
 class Checkpoints:
-    """The `keep` newest checkpoints of one run, in `folder`/step-00000000.
+    """The checkpoints of one run, in `folder`/step-00000000.
 
-    A checkpoint is a folder of `weights.safetensors`, `optimizer.safetensors` and `manifest.json`, which holds
-    the CRC-32 of both. The folder gets its name once all of it is on the disk: a name means a whole checkpoint.
+    A checkpoint is a folder with a safetensors file of each process and `manifest.json`, which holds size and CRC-32 of
+    every file and of itself. The folder gets its name once all of it is on the disk: a name means a whole checkpoint.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
-        self.damaged: list[Path] = []
-        """What `restore` set aside."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        world: World,
+        config: CheckpointConfig,
+        identity: str = "",
+        circumstances: Mapping[str, Any] | None = None,
+        copies: int = 1,
+        copy: int = 0,
+        attempt: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`identity` tells runs apart; `circumstances` are what equal bits depend on; `check` refuses a late writer."""
+        self.folder, self.world, self.config = folder, world, config
+        self.identity, self.circumstances = identity, dict(circumstances or {})
+        self.copies, self.copy, self.attempt, self.check = copies, copy, attempt, check
+        self.damaged: dict[Path, str] = {}
+        """What `newest` set aside, with the reason."""
+        self.newest_step = 0
+        self._writing: _Writing | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     def saved(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
 
-    def save(self, state: Restored, module: nn.Module, optimizer: Optimizer) -> Path:
-        """Write a checkpoint, then delete the oldest ones.
+    def save(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint and wait until it is whole; then delete those that are not kept.
 
         Raises:
             InputError: if the disk is full or read-only; the checkpoints written before are untouched.
         """
-        target = self.folder / f"step-{state.step:08d}"
-        if target.exists():
-            return target
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        with writing(self.folder):
-            try:
-                temporary.mkdir(parents=True)
-                tensors = {"weights": dict(module.state_dict()), "optimizer": _moments(module, optimizer)}
-                checks = {name: _write(temporary / f"{name}.safetensors", t) for name, t in tensors.items()}
-                manifest = {"format": 1, "step": state.step, "seconds": state.seconds, "crc32": checks}
-                _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-                sync_folder(temporary)
-                temporary.rename(target)
-                sync_folder(self.folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        for old in self.saved()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
-        return target
+        self.finish()
+        if state["step"] != self.newest_step:
+            self._begin(state, tensors, copy=False)
+            self.finish()
 
-    def restore(self, module: nn.Module, optimizer: Optimizer) -> Restored | None:
-        """Load the newest whole checkpoint in place; None if there never was one.
+    def begin(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Begin to write a checkpoint from a copy of `tensors`; `proceed` and `finish` bring it to its end."""
+        assert self._writing is None
+        if state["step"] != self.newest_step:
+            self._begin(state, tensors, copy=True)
 
-        Damaged ones that are newer are renamed to `….damaged`.
+    def phase(self) -> int:
+        """How far this process is with writing, for all to agree on the highest: IDLE, READY, AT_WORK or FAILED."""
+        return IDLE if self._writing is None else self._writing.phase()
+
+    def proceed(self, phase: int) -> None:
+        """Take the next step towards a finished checkpoint, given the highest `phase` of all processes.
+
+        Raises:
+            InputError: in every process, if one failed to write.
+        """
+        current = self._writing
+        if phase == READY and current is not None:
+            if self.world.is_main and current.commit is None:
+                current.commit = self._run(lambda: self._commit(current))
+            else:
+                self._writing, self.newest_step = None, current.state["step"]
+        if phase == FAILED:
+            self._writing = None
+            if current is not None:
+                if self.world.is_main:
+                    shutil.rmtree(current.folder, ignore_errors=True)
+                current.raise_error()
+            raise InputError("another process could not write its part of the checkpoint")
+
+    def finish(self) -> None:
+        """Wait until a checkpoint that is being written is whole.
+
+        Raises:
+            InputError: in every process, if one failed to write.
+        """
+        while True:
+            if self._writing is not None:
+                self._writing.wait()
+            if (phase := self.world.highest(lambda: [self.phase()]).read()[0]) == IDLE:
+                return
+            self.proceed(phase)
+
+    def newest(self) -> Saved | None:
+        """The newest whole checkpoint; None if there never was one.
+
+        Damaged ones that are newer are renamed to `….damaged`, and why is written into them.
 
         Raises:
             InputError: if all are damaged, or one cannot be read for another reason.
         """
-        reasons: list[str] = []
-        for path in reversed(self.saved()):
+        for name in reversed(self.world.on_main(lambda: [path.name for path in self.saved()])):
+            path = self.folder / name
+            manifest, reason = None, ""
             try:
-                manifest, weights, moments = _read(path)
-            except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                self.damaged.append(path)
-                reasons.append(f"{path.name}: {error}")
-                continue
+                manifest = read_manifest(path)
+                self._verify(path, manifest)
+            except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+                reason = str(error) or type(error).__name__
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}; see to it and try again") from error
-            for damaged in self.damaged:
-                shutil.rmtree(damaged.with_suffix(".damaged"), ignore_errors=True)
-                damaged.rename(damaged.with_suffix(".damaged"))
-            module.load_state_dict(weights)
-            _set_moments(module, optimizer, moments)
-            return Restored(manifest["step"], manifest["seconds"])
-        if reasons or list(self.folder.glob("step-*.damaged")):
-            why = "; ".join(reasons) or "they were set aside before"
-            raise InputError(f"no checkpoint in {self.folder} is whole ({why}); begin again with another --out")
+            reason = next(filter(None, self.world.gather_texts(reason)), "")
+            if not reason and manifest is not None:
+                self.newest_step = manifest["state"]["step"]
+                return Saved(path, manifest)
+            self.damaged[path] = reason
+        if self.damaged or self.world.on_main(lambda: any(self.folder.glob("step-*.damaged"))):
+            why = "; ".join(f"{path.name}: {reason}" for path, reason in self.damaged.items())
+            raise InputError(
+                f"no checkpoint in {self.folder} is whole ({why or 'they were set aside before'}); "
+                "begin again with another --out"
+            )
         return None
 
+    def set_aside(self) -> None:
+        """Rename what `newest` found damaged, so that it is not tried again."""
+        for path, reason in self.damaged.items():
+            aside = path.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            (aside / "reason.txt").write_text(f"{reason}\n", "utf-8")
 
-def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as tensors named parameter/moment; its settings come from the run's config instead."""
-    state: Any = get_optimizer_state_dict(module, optimizer, options=OPTIONS)["state"]
-    return {f"{name}/{moment}": tensor for name, moments in state.items() for moment, tensor in moments.items()}
+    def differences(self, saved: Saved) -> list[str]:
+        """In what this process differs from the one that wrote `saved`, where that may change bits."""
+        before = saved.manifest["circumstances"]
+        return [
+            f"{name} {before.get(name)} then, {now} now"
+            for name, now in self.circumstances.items()
+            if before.get(name) != now
+        ]
+
+    def _verify(self, path: Path, manifest: dict[str, Any]) -> None:
+        if manifest["identity"] != self.identity:
+            raise ValueError("it is of another run")
+        for i, (file, entry) in enumerate(manifest["files"].items()):
+            if i % self.world.size == self.world.rank and (
+                (path / file).stat().st_size != entry["bytes"] or _crc32(path / file) != entry["crc32"]
+            ):
+                raise ValueError(f"{file} has changed since it was written")
+
+    def _begin(self, state: dict[str, Any], tensors: Mapping[str, Tensor], *, copy: bool) -> None:
+        own = {}
+        for i, (name, tensor) in enumerate(tensors.items()):
+            holding = Holding.of(tensor)
+            whole = not isinstance(tensor, DTensor)
+            # what several processes hold is written by one of them; each gets its share
+            if i % (self.world.size if whole else self.copies) == (self.world.rank if whole else self.copy):
+                kept = holding.local.cpu()
+                if copy and kept.data_ptr() == holding.local.data_ptr():
+                    kept = kept.clone()
+                own[name] = Holding(kept.contiguous(), holding.shape, holding.start)
+        shapes = {name: [_dtype_name(tensor), list(tensor.shape)] for name, tensor in tensors.items()}
+        folder = self.folder / f"step-{state['step']:08d}.tmp-{self.attempt}"
+        self._writing = _Writing(folder, state, shapes, self._run(lambda: self._write_part(folder, own)))
+
+    def _run(self, work: Callable[[], None]) -> Future[None]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "checkpoint")
+        return self._thread.submit(work)
+
+    def _write_part(self, folder: Path, own: dict[str, Holding]) -> None:
+        """Write the file of this process, and beside it what the manifest will say of it."""
+        file = folder / f"rank-{self.world.rank:05d}.safetensors"
+        needed = sum(holding.local.nbytes for holding in own.values()) * self.world.size
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if (free := shutil.disk_usage(folder).free) < needed:
+                raise InputError(
+                    f"cannot write {folder}: the disk has {free / 1e9:.1f} GB left and {needed / 1e9:.1f} are needed; "
+                    "free some space"
+                )
+            _save_file({name: holding.local for name, holding in own.items()}, file)
+            starts = {name: holding.start for name, holding in own.items()}
+            entry = {"bytes": file.stat().st_size, "crc32": _crc32(file), "starts": starts}
+            _write_synced(file.with_suffix(".json"), json.dumps(entry).encode())
+
+    def _commit(self, written: "_Writing") -> None:
+        """Write the manifest over all parts, give the folder its name, and delete what is not kept."""
+        target = written.folder.with_suffix("")
+        with writing(self.folder):
+            files = {}
+            for rank in range(self.world.size):
+                part = written.folder / f"rank-{rank:05d}.json"
+                files[f"{part.stem}.safetensors"] = json.loads(part.read_bytes())
+                part.unlink()
+            manifest = {
+                "format": FORMAT,
+                "identity": self.identity,
+                "circumstances": self.circumstances,
+                "processes": self.world.size,
+                "state": written.state,
+                "tensors": written.shapes,
+                "files": files,
+            }
+            _write_synced(written.folder / "manifest.json", _sealed(manifest))
+            sync_folder(written.folder)
+            self.check()
+            written.folder.rename(target)
+            sync_folder(self.folder)
+        self._prune()
+
+    def _prune(self) -> None:
+        saved = self.saved()
+        kept = set(saved[-self.config.keep_last :])
+        if self.config.keep_best:
+            kept |= {max(saved, key=_score)}
+        for old in saved:
+            if old not in kept:
+                aside = old.with_name(f"{old.name}.tmp-old")  # half of a folder must not look like a whole one
+                old.rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
 
 
-def _set_moments(module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in tensors.items():
-        name, _, moment = path.rpartition("/")
-        state.setdefault(name, {})[moment] = tensor
-    settings = get_optimizer_state_dict(module, optimizer, options=OPTIONS)
-    set_optimizer_state_dict(module, optimizer, {**settings, "state": state}, options=OPTIONS)  # pyright: ignore[reportArgumentType]
+@dataclass
+class _Writing:
+    """A checkpoint under way."""
+
+    folder: Path
+    state: dict[str, Any]
+    shapes: dict[str, Any]
+    part: Future[None]
+    commit: Future[None] | None = field(default=None)
+
+    def phase(self) -> int:
+        futures = [future for future in (self.part, self.commit) if future is not None]
+        if any(future.done() and future.exception() for future in futures):
+            return FAILED
+        return READY if all(future.done() for future in futures) else AT_WORK
+
+    def wait(self) -> None:
+        for future in (self.part, self.commit):
+            if future is not None:
+                future.exception()
+
+    def raise_error(self) -> None:
+        for future in (self.part, self.commit):
+            if future is not None:
+                future.result()
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> int:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What manifest.json in the checkpoint `path` says.
+
+    Raises:
+        ValueError: if a byte of it has changed since it was written.
+    """
+    data = (path / "manifest.json").read_bytes()
+    sealed = json.loads(data)
+    manifest = sealed["manifest"] if isinstance(sealed, dict) else {}
+    if manifest.get("format") != FORMAT:
+        raise ValueError("it was written by another version")
+    if _sealed(manifest) != data or f"step-{manifest['state']['step']:08d}" != path.name:
+        raise ValueError("manifest.json has changed since it was written")
+    return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    text = json.dumps(manifest)
+    return f'{{"manifest": {text}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode()
+
+
+def _score(path: Path) -> float:
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        score = read_manifest(path)["state"].get("score")
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
+    return -math.inf if score is None else score
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
     except SafetensorError as error:  # what the disk said is only in its text
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    return _crc32(path)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -139,16 +412,6 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    if f"step-{manifest['step']:08d}" != path.name or float(manifest["seconds"]) < 0:
-        raise ValueError("manifest.json has changed since it was written")
-    for name in ("weights", "optimizer"):
-        if _crc32(path / f"{name}.safetensors") != manifest["crc32"][name]:
-            raise ValueError(f"{name}.safetensors has changed since it was written")
-    return manifest, load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors")
 
 
 def _crc32(path: Path) -> int:

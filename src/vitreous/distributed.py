@@ -1,14 +1,39 @@
-"""This process among all of them: device, threads, precision. One process is a world of one."""
+"""This process among all of them: device, threads, precision, and what they tell each other.
 
+One process is a world of one. Several are started by torchrun, which says in the environment who is who.
+"""
+
+import ctypes
+import itertools
 import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
 
 from vitreous.allocator import keep_freed_memory
 from vitreous.cores import free_cores
-from vitreous.errors import InputError
+from vitreous.errors import InputError, SaidElsewhere
+
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
+Result = TypeVar("Result")
+
+TIMEOUT_S = 300.0
+"""How long a process waits for the others before it gives up."""
+MAIN_POLL_S = 0.05
+"""How often a process looks whether the main one has done its work."""
+
+_turns = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -22,40 +47,273 @@ class World:
     device: torch.device
     """Where it computes."""
     dtype: torch.dtype
-    """What it computes in; weights, losses and sums stay float32."""
+    """What it computes in; weights, losses and sums are float32, unless this is float64."""
     threads: int
     """CPU threads it computes with."""
+    timeout_s: float = TIMEOUT_S
+    """How long it waits for another process before it gives the run up."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
+    @property
+    def processes(self) -> str:
+        """How many there are, in words before what each does; nothing of one alone."""
+        return f"{self.size} processes, each " if self.size > 1 else ""
+
+    @property
+    def launcher(self) -> str:
+        """What to type before the command to start as many on this machine; "" for one process."""
+        local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return f"torchrun --nproc-per-node {local} -m" if self.size > 1 else ""
+
+    @property
+    def restarted(self) -> bool:
+        """Whether a launcher starts processes anew here when some have died."""
+        return "TORCHELASTIC_RUN_ID" in os.environ
+
     def autocast(self) -> AbstractContextManager:
         """A context in which matrix products run in `dtype`."""
-        if self.dtype == torch.float32:
+        if self.dtype in (torch.float32, torch.float64):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def with_threads(self, threads: int) -> "World":
+        """The same process, computing with that many CPU threads."""
+        torch.set_num_threads(threads)
+        return replace(self, threads=threads)
 
-def start(*, device: str = "auto", threads: int | None = None) -> World:
-    """Choose the device (the accelerator if there is one), its precision and the CPU threads.
+    def circumstances(self, *, exact: bool) -> dict[str, Any]:
+        """What equal bits depend on; on the number of processes only where gradients are not added in a fixed tree."""
+        device = self.device.type
+        return {
+            "torch": torch.__version__,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "device": torch.cuda.get_device_name(self.device) if device == "cuda" else device,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "threads": self.threads,
+            **({} if exact else {"processes": self.size}),
+        }
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives in the main process, in every process; however long it takes.
+
+        Raises:
+            SaidElsewhere: in the other processes, when `work` raised in the main one, where that error goes on.
+        """
+        if self.size == 1:
+            return work()
+        key, store = f"on_main/{next(_turns)}", _store()
+        if self.is_main:
+            try:
+                result, error = work(), None
+            except Exception as raised:
+                result, error = None, raised
+            outcome: list = [(result, error is not None)]
+            store.set(key, b"done")
+        else:
+            while not store.check([key]):  # a broadcast alone would give up after the timeout
+                time.sleep(MAIN_POLL_S)
+            outcome, error = [None], None
+        dist.broadcast_object_list(outcome, src=0)
+        if error is not None:
+            raise error
+        result, failed = outcome[0]
+        if failed:
+            raise SaidElsewhere("process 0 says why")
+        return result
+
+    def gather(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "process *shape"]:
+        """That CPU tensor of every process, in the order of their ranks; all have the same shape."""
+        if self.size == 1:
+            return tensor[None]
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.stack(gathered)
+
+    def gather_texts(self, text: str) -> list[str]:
+        """That text of every process, in the order of their ranks."""
+        texts = [""] * self.size
+        if self.size == 1:
+            return [text]
+        dist.all_gather_object(texts, text)
+        return texts
+
+    def highest(self, values: Callable[[], Sequence[int]]) -> "Agreement":
+        """The largest of each of `values` over all processes, to be read later: meanwhile nobody waits.
+
+        A world of one asks when it is read.
+        """
+        return Agreement(self, values)
+
+    def sum(self, numbers: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The sum of `numbers` over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
+    def leave(self) -> None:
+        """End the talk with the other processes, without waiting for them."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Agreement:
+    """What all processes say about a few small numbers, under way."""
+
+    def __init__(self, world: World, values: Callable[[], Sequence[int]]) -> None:
+        self._values, self._work = values, None
+        self.waited_s = 0.0
+        """How long after this process the last one spoke."""
+        if world.size > 1:
+            self._said = torch.tensor(values(), dtype=torch.int64)
+            spoke = time.monotonic()
+            self._work = dist.all_reduce(self._said, dist.ReduceOp.MAX, async_op=True)
+            assert self._work is not None
+            self._work.get_future().add_done_callback(lambda _: self._heard(spoke))
+
+    def _heard(self, spoke: float) -> None:
+        self.waited_s = time.monotonic() - spoke
+
+    def read(self) -> list[int]:
+        """The largest values."""
+        if self._work is None:
+            return list(self._values())
+        self._work.wait()
+        return self._said.tolist()
+
+
+def lost(error: Exception) -> bool:
+    """Whether `error` says that another process is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def start(
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: Precision = "auto",
+    timeout_s: float = TIMEOUT_S,
+) -> World:
+    """Choose the device (the accelerator if there is one), its precision and the CPU threads; meet the others.
+
+    `precision` "auto" is bfloat16 on GPUs that have it and float32 elsewhere. `timeout_s` is how long a process
+    waits for an answer of another before it gives the run up.
 
     Raises:
-        InputError: if the device is absent, or several processes were started.
+        InputError: if the device is absent, or the other processes do not come.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this version trains in one process; start it without torchrun")
-    if device == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        chosen = found if found is not None else torch.device("cpu")
-    else:
-        chosen = _named_device(device)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    chosen = _chosen_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
     threads = threads or (free_cores() if chosen.type == "cpu" else torch.get_num_threads())
     torch.set_num_threads(threads)
     if chosen.type == "cpu":
         keep_freed_memory()
-    return World(rank=0, size=1, device=chosen, dtype=_dtype(chosen), threads=threads)
+    if size > 1 and not dist.is_initialized():
+        _meet(rank, size, chosen, timeout_s)
+    dtype = _dtype(chosen) if precision == "auto" else getattr(torch, precision)
+    return World(rank=rank, size=size, device=chosen, dtype=dtype, threads=threads, timeout_s=timeout_s)
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process when its launcher dies, so that no orphan trains on (Linux)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent == 1 or os.getppid() != parent:  # it died before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _meet(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    timeout = timedelta(seconds=timeout_s)
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_accelerator_backend(device)}"
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+            store = agreed_store(rank, size, timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        raise InputError(
+            f"process {rank} of {size} did not meet the others within {timeout_s:.0f} s ({said}); "
+            "look whether all were started and their machines reach each other"
+        ) from error
+
+
+def agreed_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """The launcher's store, below a prefix that only this attempt uses.
+
+    torchrun keeps one store over all restarts, and a process that reads an address left there by a dead one waits
+    for it in vain. So process 0 draws a name, and each other asks until process 0 has answered its own question.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("vitreous/name", name)
+        waiting = set(range(1, size))
+        _until(lambda: _answer(store, name, waiting), timeout)
+    else:
+        question, names = uuid.uuid4().hex, [""]
+        _until(lambda: _ask(store, rank, question, names), timeout)
+        name = names[0]
+    return dist.PrefixStore(f"vitreous/{name}", store)
+
+
+def _answer(store: dist.Store, name: str, waiting: set[int]) -> bool:
+    for rank in list(waiting):
+        if store.check([key := f"vitreous/{name}/{rank}"]):
+            store.set(f"{key}/answer", store.get(key))
+            waiting.discard(rank)
+    return not waiting
+
+
+def _ask(store: dist.Store, rank: int, question: str, names: list[str]) -> bool:
+    if not store.check(["vitreous/name"]):
+        return False
+    names[0] = store.get("vitreous/name").decode()
+    key = f"vitreous/{names[0]}/{rank}"
+    store.set(key, question)
+    return store.check([f"{key}/answer"]) and store.get(f"{key}/answer").decode() == question
+
+
+def _until(done: Callable[[], bool], timeout: timedelta) -> None:
+    end = time.monotonic() + timeout.total_seconds()
+    while not done():
+        if time.monotonic() > end:
+            raise RuntimeError("not all processes came")
+        time.sleep(0.01)
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _accelerator_backend(device: torch.device) -> str:
+    return dist.get_default_backend_for_device(device)
+
+
+def _chosen_device(name: str, local_rank: int | None) -> torch.device:
+    if name != "auto":
+        return _named_device(name)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return torch.device("cpu")
+    if local_rank is None:
+        return found
+    count = torch.accelerator.device_count()
+    if local_rank >= count:
+        raise InputError(
+            f"process {local_rank} of this machine has no {found.type} device of its own, there are {count}; "
+            f"start --nproc-per-node {count}, or compute with --device cpu"
+        )
+    return _named_device(f"{found.type}:{local_rank}")
 
 
 def _named_device(name: str) -> torch.device:

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class SaidElsewhere(InputError):
+    """Another process of this run has said what was wrong; this one ends in silence."""
+
+
 def some(names: Sequence[str], *, most: int = 5) -> str:
     """The first of `names` in a sentence, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -8,24 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitreous import distributed
 from vitreous.budget import cost, plain_classifier
 from vitreous.console import Console
 from vitreous.cores import cores
 from vitreous.data.layouts import absolute, open_data
-from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare
+from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, recall
 from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
 from vitreous.evaluation.held_out import splits_of
 from vitreous.fields import walk
-from vitreous.files import write_text
+from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
 from vitreous.objectives.supervised import SupervisedObjective
 from vitreous.provenance import describe_run
+from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.seeding import generator
-from vitreous.training import Run, build_objective, train
+from vitreous.trainee import build_objective
+from vitreous.training import train
 from vitreous.variants import title
 from vitreous.weights.open import open_model
 from vitreous.weights.product import Product, save_product
@@ -107,6 +108,9 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     Raises:
         InputError: if the data cannot be trained on, or too many files cannot be read.
     """
+    if (before := _seen_before(config, folder)) is not None:
+        console.say(f"{config.path} is as it was")
+        return before
     console.say(f"looking at {config.path}")
     try:
         with console.task("image", 0) as task:
@@ -118,6 +122,16 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     for line in describe(prepared):
         console.say(line)
     return prepared
+
+
+def _seen_before(config: DataConfig, folder: RunFolder) -> Prepared | None:
+    """What the run in `folder` found in the data when it began, if they are as they were then."""
+    if not (folder.exists() and folder.split.exists()):
+        return None
+    try:
+        return recall(config, split_csv=read_text(folder.split), record=folder.read())
+    except InputError:  # whatever is wrong is said when they are looked at anew
+        return None
 
 
 def describe(prepared: Prepared) -> list[str]:
@@ -172,14 +186,18 @@ def carry_out(
         Stopped: if it stopped early; the same call goes on.
         InputError: if `folder` holds another run, or its data have changed.
     """
-    if not folder.exists():
-        check_parts(run, num_classes=len(prepared.classes))
-    record = begin(run, folder, prepared=prepared, world=world, details=details or {})
+
+    def beginning() -> dict[str, Any]:
+        if not folder.exists():
+            check_parts(run, num_classes=len(prepared.classes))
+        return begin(run, folder, prepared=prepared, world=world, details=details or {})
+
+    record = world.on_main(beginning)
     if world.device.type == "cpu":  # another number of threads would sum in another order
-        world = distributed.start(device="cpu", threads=min(record.get("threads", 0), 4 * cores()) or None)
-    if not folder.trained():
+        world = world.with_threads(min(record.get("threads", 0), 4 * cores()) or world.threads)
+    if not world.on_main(folder.trained):
         console.say(
-            f"training on {world.device.type} ({world.threads} of {cores()} CPU cores, "
+            f"training on {world.device.type} ({world.processes}{world.threads} of {cores()} CPU cores, "
             f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
         )
         objective = train(
@@ -189,23 +207,27 @@ def carry_out(
             folder=folder,
             world=world,
             console=console,
+            fingerprint=prepared.fingerprint,
             time_limit_s=time_limit_s,
         )
         if not isinstance(objective, SupervisedObjective):
             raise InputError(f"{type(run.objective).__name__} has no classifier to measure")
-        save_product(
-            folder.model,
-            Product(
-                classifier=objective.classifier.cpu(),
-                view=run.eval_view,
-                classes=prepared.classes,
-                extra={"data_fingerprint": prepared.fingerprint},
-            ),
+        product = Product(
+            classifier=objective.classifier.float().cpu(),
+            view=run.eval_view,
+            classes=prepared.classes,
+            extra={"data_fingerprint": prepared.fingerprint},
         )
-    if not folder.evaluation.exists():
+
+        def keep() -> None:
+            folder.check()
+            save_product(folder.model, product)
+
+        world.on_main(keep)
+    if not world.on_main(folder.evaluation.exists):
         measure_run(run, folder, prepared=prepared, world=world, console=console)
-    show(folder)
-    return Finished(folder, folder.figures())
+    world.on_main(lambda: show(folder))
+    return Finished(folder, world.on_main(folder.figures))
 
 
 def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, details: dict[str, Any]) -> dict[str, Any]:
@@ -216,14 +238,17 @@ def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, deta
             {
                 **describe_run(run, seed=run.seed),
                 "threads": world.threads,
+                "processes": world.size,
+                **({"launcher": world.launcher} if world.launcher else {}),
                 "classes": list(prepared.classes),
                 "data": prepared.summary,
                 "data_fingerprint": prepared.fingerprint,
+                "data_stamp": prepared.stamp,
                 **details,
             }
         )
     record = folder.read()
-    if (before := record.get("config", {})) != json.loads(json.dumps(run.to_dict())):
+    if not same_run(before := record.get("config", {}), run):
         raise InputError(f"{folder.path} holds another run ({first_difference(before, run)}); choose another --out")
     if record.get("data_fingerprint") != prepared.fingerprint:
         raise InputError(
@@ -234,9 +259,18 @@ def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, deta
     return record
 
 
+def same_run(before: Any, run: Run) -> bool:
+    """Whether a saved config gives what `run` gives; what changes no result may differ."""
+    essence = json.loads(json.dumps(run.essence()))
+    return isinstance(before, dict) and {name: before.get(name) for name in essence} == essence
+
+
 def first_difference(before: dict[str, Any], run: Run) -> str:
     """The first field in which a saved config and `run` differ, in words."""
+    essence = run.essence()
     for entry in walk(run):
+        if entry.path.partition(".")[0] not in essence:
+            continue
         old: Any = before
         for part in entry.path.split("."):
             old = old.get(part, "absent") if isinstance(old, dict) else "absent"
@@ -269,8 +303,13 @@ def measure_run(run: Run, folder: RunFolder, *, prepared: Prepared, world: World
     ours = probabilities(classifier, sample, run.eval_view, world=world, num_workers=run.num_workers, console=console)
     everything = np.arange(len(held_out)).tolist()
     parts = {split: (held_out, everything, predicted), "train": (prepared.train, chosen, ours)}
-    write_text(folder.predictions, predictions_csv(parts, classes=prepared.classes))
-    write_text(folder.evaluation, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+    def write() -> None:
+        folder.check()
+        write_text(folder.predictions, predictions_csv(parts, classes=prepared.classes))
+        write_text(folder.evaluation, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+    world.on_main(write)
 
 
 def show(folder: RunFolder) -> Path:

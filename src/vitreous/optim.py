@@ -65,4 +65,9 @@ class SGD(OptimizerConfig):
         check_ranges(self, momentum=(0, BELOW_ONE))
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.groups(module), lr=0.0, momentum=self.momentum, fused=True)
+        optimizer = torch.optim.SGD(self.groups(module), lr=0.0, momentum=self.momentum, fused=True)
+        if self.momentum:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                # torch would leave it undefined if the first step is skipped; a first step from zero is the same
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.detach())
+        return optimizer

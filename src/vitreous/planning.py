@@ -14,9 +14,10 @@ from vitreous.errors import InputError
 from vitreous.position import SinCos2d
 from vitreous.recipes.fine_tune import fine_tune
 from vitreous.recipes.from_scratch import from_scratch
+from vitreous.run import Run
 from vitreous.schedule import Cosine
 from vitreous.tokens import Encoder
-from vitreous.training import Run, build_objective, optimizer_step
+from vitreous.trainee import Trainee
 from vitreous.variants import encoder as named_encoder
 from vitreous.variants import title, vit
 from vitreous.vit import ViTConfig, divisible_size
@@ -225,8 +226,7 @@ def _workers(prepared: Prepared, world: World) -> int:
 
 def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
     """Time of one training step of `run`, reading included, from a few of them; nothing is kept."""
-    objective = build_objective(replace(run, weights=None), num_classes=len(prepared.classes)).to(world.device)
-    optimizer = run.optimizer.build(objective)
+    trainee = Trainee(replace(run, weights=None), world, num_classes=len(prepared.classes))
     batches = training_batches(
         prepared.train,
         run.train_view,
@@ -238,8 +238,8 @@ def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
         device=world.device,
     )
     began = step = 0
-    for step, batch in enumerate(batches):
-        float(optimizer_step(run, objective, optimizer, batch, step=step, world=world)["loss"])
+    for step in range(50):
+        float(trainee.take(step, batches).numbers[0, 0])
         if step == 0:
             began = time.monotonic()  # readers have started, and caches are warm
         elif time.monotonic() - began > PROBE_S:

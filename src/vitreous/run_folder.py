@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitreous.claim import CLAIM, LOCK, TICKET, Claim, locked, newest
 from vitreous.errors import InputError
 from vitreous.files import read_text, write_text, writing
 
@@ -20,6 +18,7 @@ LEFT_BY_KILLED = (
     ".model.*.new",
     ".model.*.old",
     "checkpoints/step-*.tmp",
+    "checkpoints/step-*.tmp-*",
     "report/.*.tmp",
     "report/.inspect.*",
 )
@@ -27,7 +26,7 @@ LEFT_BY_KILLED = (
 FIGURES = {"split", "num_images", "top1", "top5", "macro_f1", "ece", "reliability", "per_class", "confusion"}
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("config", "data", "versions", "machine"), dict),
-    **dict.fromkeys(("command", "directory", "data_fingerprint", "started"), str),
+    **dict.fromkeys(("command", "launcher", "directory", "data_fingerprint", "started"), str),
     **dict.fromkeys(("classes", "plan"), list),
     **dict.fromkeys(("threads", "seed"), int),
     "git": dict | None,
@@ -35,11 +34,13 @@ KINDS: dict[str, Any] = {
 """What stands in run.json, where it does."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """Paths of one run, and the few files that are more than a path."""
 
     path: Path
+    claim: Claim | None = field(default=None, compare=False)
+    """What this process holds it by, while `claimed`; writes of a process that another has outdone are refused."""
 
     @property
     def record(self) -> Path:
@@ -85,6 +86,15 @@ class RunFolder:
     def report(self) -> Path:
         """report/index.html."""
         return self.path / "report" / "index.html"
+
+    @property
+    def failure(self) -> Path:
+        """failure.json: why training stopped for good, until it goes on."""
+        return self.path / "failure.json"
+
+    def stacks(self, rank: int) -> Path:
+        """Where a process of that rank writes where it stands when nothing moves any more."""
+        return self.path / f"stacks-rank-{rank}.txt"
 
     def exists(self) -> bool:
         """Whether a run was begun here."""
@@ -132,44 +142,74 @@ class RunFolder:
             raise InputError(f"cannot read {self.evaluation} ({error}); remove it and measure the run again") from None
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self, *, wait_s: float = 0.0) -> Iterator[Claim]:
         """Make the folder and keep other processes from writing into it; if it stays empty, it goes again.
 
         What killed processes left half written is removed.
+
+        Args:
+            wait_s: how long to wait for a process that writes into it and is about to end.
 
         Raises:
             InputError: if it cannot be written, holds something else, or another process has claimed it.
         """
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        with locked(self.path):
-            if self.exists():
-                for left in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in LEFT_BY_KILLED):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-            elif not self.vacant():
-                raise InputError(f"{self.path} is not empty and no run of ours; choose another folder with --out")
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    self.path.rmdir()
+            ours = self.vacant() or self.exists()
+        if not ours:
+            raise InputError(f"{self.path} is not empty and no run of ours; choose another folder with --out")
+        try:
+            with locked(self.path, wait_s=wait_s) as self.claim:
+                self._sweep(self.claim)
+                try:
+                    yield self.claim
+                finally:
+                    if not self.exists() and newest(self.path) == self.claim:
+                        (self.path / CLAIM).unlink()
+        finally:
+            self.claim = None
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def _sweep(self, claim: Claim) -> None:
+        """Remove what processes before `claim` left half written: so they cannot give it its name either."""
+        claim.check()
+        for left in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in LEFT_BY_KILLED):
+            attempt = left.name.partition(".tmp-")[2]
+            if not attempt.isdecimal() or int(attempt) < claim.attempt:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        for dump in self.path.glob("stacks-rank-*.txt"):
+            if not dump.stat().st_size:
+                dump.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """See, right before a write, that what this process has claimed is still its own.
+
+        Raises:
+            TakenOver: if another process has claimed it since.
+        """
+        if self.claim is not None:
+            self.claim.check()
 
     def vacant(self) -> bool:
         """Whether nothing of worth is here."""
-        worthless = {self.bad_images.name, self.split.name}
-        return not self.path.exists() or all(
-            entry.name in worthless or entry.match(LEFT_BY_KILLED[0]) for entry in self.path.iterdir()
-        )
+        worthless = {self.bad_images.name, self.split.name, CLAIM, LOCK}
+        try:
+            return all(
+                entry.name in worthless or entry.match(LEFT_BY_KILLED[0]) or entry.match(f"{TICKET}*")
+                for entry in self.path.iterdir()
+            )
+        except FileNotFoundError:
+            return True
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write run.json, once."""
+        self.check()
         write_text(self.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def append(self, measurement: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+            self.check()  # with the file open: `forget_after` of whoever claims it now puts another in its place
             file.write(json.dumps(measurement) + "\n")
 
     def measurements(self) -> Iterator[dict[str, Any]]:
@@ -187,34 +227,8 @@ class RunFolder:
         """Drop measurements later than `step`, which training is about to repeat."""
         if self.metrics.exists():
             kept = [json.dumps(line) for line in self.measurements() if line["step"] <= step]
+            self.check()
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; where the file system has no locks, hope.
-
-    Raises:
-        InputError: if another process holds it.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is writing into {folder}; wait until it ends, or choose another --out"
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]], bool]) -> RunFolder:

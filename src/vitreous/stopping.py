@@ -4,7 +4,7 @@ import signal
 import threading
 from types import FrameType
 
-EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: stopped early, can be gone on with
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: stopped early, can be gone on with
 
 
 class Stopped(Exception):
@@ -12,6 +12,14 @@ class Stopped(Exception):
 
     def __init__(self, step: int, steps: int, exit_code: int, reason: str) -> None:
         self.step, self.exit_code = step, exit_code
+        super().__init__(f"{reason} after step {step:,} of {steps:,}")
+
+
+class Lost(Exception):
+    """Another process of the run died, hangs or was cut off; the newest checkpoint can be gone on with."""
+
+    def __init__(self, step: int, steps: int, reason: str) -> None:
+        self.exit_code = EXIT_TRY_AGAIN
         super().__init__(f"{reason} after step {step:,} of {steps:,}")
 
 
@@ -38,8 +46,8 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells count."""
-        return 128 + (self.signal or 0)
+        """75 after SIGTERM, with which schedulers ask to make room; 130 after Ctrl-C, as shells count."""
+        return EXIT_TRY_AGAIN if self.signal == signal.SIGTERM else 128 + (self.signal or 0)
 
     @property
     def reason(self) -> str:

@@ -25,9 +25,10 @@ from vitreous.evaluation.features import Frozen
 from vitreous.files import check_writable, read_text, write_text
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.optim import SGD
+from vitreous.run import Run
 from vitreous.run_folder import RunFolder, locked
 from vitreous.schedule import Cosine
-from vitreous.training import Diverged, Run, train
+from vitreous.training import Diverged, train
 from vitreous.vit import divisible_size
 
 

@@ -1,132 +1,43 @@
-"""Training: one loop for every objective."""
+"""Training: one loop for every objective, in any number of processes."""
 
-import math
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
-import torch
-from torch import Tensor, nn
-
-from vitreous.checkpoint import Checkpoints, Restored
-from vitreous.config import Config, check_ranges
+from vitreous.checkpoint import IDLE, Checkpoints
+from vitreous.claim import TakenOver
 from vitreous.console import Console
-from vitreous.data.loader import training_batches
-from vitreous.data.prepare import DataConfig
+from vitreous.data.batch import Batch
+from vitreous.data.loader import step_size, training_batches
 from vitreous.data.source import Source
-from vitreous.data.views import EvalView, TrainView
-from vitreous.distributed import World
+from vitreous.diagnosis import diagnose
+from vitreous.distributed import World, lost
 from vitreous.errors import InputError
-from vitreous.evaluation.classify import measure, probabilities
-from vitreous.objectives.base import Objective, ObjectiveConfig
-from vitreous.objectives.supervised import Supervised, SupervisedObjective
-from vitreous.optim import AdamW, OptimizerConfig
+from vitreous.evaluation.classify import measure, scored
+from vitreous.files import write_text
+from vitreous.hang import HangWatch
+from vitreous.objectives.base import Objective
+from vitreous.objectives.supervised import SupervisedObjective
+from vitreous.recent import Recent, Row
+from vitreous.run import Run
 from vitreous.run_folder import RunFolder
-from vitreous.schedule import Cosine, Schedule
-from vitreous.seeding import key
-from vitreous.stopping import EXIT_OUT_OF_TIME, Stopped, StopRequest
-from vitreous.tokens import Encoder
-from vitreous.vit import ViTConfig
-from vitreous.weights.open import open_model
+from vitreous.stopping import EXIT_TRY_AGAIN, Lost, Stopped, StopRequest
+from vitreous.trainee import Trainee
+
+SLOW_RATIO = 0.2
+"""Share of a step that the first process waits for the last, from which on that one is named."""
+
+
+SLOW_STEPS = 20
+"""Fewer steps than these say little about who is slow."""
 
 
 class Diverged(InputError):
-    """The loss stopped being a number: the learning rate is too high."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run(Config):
-    """One training run: everything needed to repeat it."""
-
-    data: DataConfig = DataConfig()
-    """Which images."""
-    train_view: TrainView = TrainView()
-    """How an image is shown in training."""
-    eval_view: EvalView = EvalView()
-    """How an image is shown when it is measured; travels with the model."""
-    model: Encoder = ViTConfig()
-    """The encoder."""
-    weights: str | None = None
-    """Where the encoder starts from: a run, a product folder, a weights file or a prefixed name."""
-    objective: ObjectiveConfig = Supervised()
-    """What the encoder is trained to do."""
-    optimizer: OptimizerConfig = AdamW()
-    """What moves the weights."""
-    learning_rate: Schedule = Cosine()
-    """Learning rate over the run."""
-    batch_size: int = 64
-    """Images a step."""
-    steps: int = 1000
-    """Optimizer steps."""
-    num_evaluations: int = 10
-    """Times held-out images are measured during training; nothing is chosen by these measurements."""
-    num_evaluation_images: int = 2000
-    """Most held-out images measured each of these times, evenly spaced; at the end all are."""
-    checkpoint_every_s: float = 60.0
-    """Seconds between checkpoints."""
-    num_workers: int = 0
-    """Processes that read images; the batches are the same for any number."""
-    seed: int = 0
-    """Source of every random choice."""
-
-    def __post_init__(self) -> None:
-        positive = ("batch_size", "steps", "num_evaluation_images")
-        natural = ("num_evaluations", "checkpoint_every_s", "num_workers", "seed")
-        check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
-        try:
-            self.model.check_image(*self.train_view.shape)
-        except InputError as error:
-            raise InputError(f"train_view.image_size {self.train_view.image_size}: {error}") from None
-        if self.eval_view.shape != self.model.image_shape:
-            raise InputError(
-                f"eval_view.image_size {self.eval_view.image_size} is not model.image_size {self.model.image_size}; "
-                "only train_view may have another"
-            )
-        if self.model.channels != 3:
-            raise InputError(f"model.channels is {self.model.channels}; images have 3")
-
-    @property
-    def log_every(self) -> int:
-        """Steps between two lines of metrics.jsonl."""
-        return max(1, min(50, self.steps // 200))
-
-
-@dataclass
-class Recent:
-    """Sums over the steps since the last line of metrics.jsonl; kept on the device until then."""
-
-    steps: int = 0
-    images: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    waited: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, numbers: Mapping[str, Tensor], waited: float, *, images: int) -> None:
-        self.steps += 1
-        self.images += images
-        self.waited += waited
-        for name, number in numbers.items():
-            self.sums[name] = self.sums.get(name, 0) + number.detach()
-
-    def means(self) -> dict[str, float]:
-        means = {name: float(total) / self.steps for name, total in self.sums.items()}  # waits for the device
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        return {**means, "images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
-
-
-def build_objective(run: Run, *, num_classes: int) -> Objective:
-    """The objective at step 0: weights drawn from the run's seed, the encoder's from `run.weights` if given.
-
-    Raises:
-        InputError: if there are no such weights, or they do not fit.
-    """
-    torch.manual_seed(key(run.seed, "initialise"))
-    objective = run.objective.build(run.model, num_classes=num_classes)
-    if run.weights is not None:
-        objective.start_from(open_model(run.weights))
-    return objective
+    """Loss or gradient stopped being finite numbers; the weights are still those of the step before."""
 
 
 def train(
@@ -137,164 +48,303 @@ def train(
     folder: RunFolder,
     world: World,
     console: Console,
+    fingerprint: str = "",
     time_limit_s: float | None = None,
 ) -> Objective:
     """Carry out `run` on `data`; goes on from the newest checkpoint in `folder`, if any.
 
+    Every process of the world calls this; the main one writes into `folder`. `fingerprint` tells data apart.
+
     Raises:
         Stopped: after a signal, or when `time_limit_s` is up; a checkpoint has been written.
-        Diverged: if the loss stops being a number.
+        Lost: if another process died or was cut off; the newest checkpoint is whole.
+        Diverged: if loss or gradient are no finite numbers, more often in a row than the run allows.
     """
-    checkpoints = Checkpoints(folder.checkpoints)
-    start = replace(run, weights=None) if checkpoints.saved() else run  # what they started from may be gone by now
-    objective = build_objective(start, num_classes=len(data.classes)).to(world.device)
-    optimizer = run.optimizer.build(objective)
-    before = checkpoints.restore(objective, optimizer) or Restored(0, 0.0)
-    folder.forget_after(before.step)
-    for path in checkpoints.damaged:
-        console.say(f"warning: {path} is damaged and set aside")
-    if before.step:
-        console.say(f"going on from step {before.step:,} of {run.steps:,}")
-    began = saved_at = time.monotonic()
-
-    def seconds() -> float:
-        return before.seconds + time.monotonic() - began
-
-    batches = training_batches(
-        data,
-        run.train_view,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        first_step=before.step,
-        steps=run.steps,
-        num_workers=run.num_workers,
-        device=world.device,
-    )
-    recent, shown, measured = Recent(), "", ""
-    with StopRequest() as stop, console.task("step", run.steps, done=before.step) as task:
-        for step in range(before.step, run.steps):
-            progress, asked = step / run.steps, time.monotonic()
-            try:
-                batch = next(batches)
-            except InputError:
-                if stop.signal is None:
-                    raise
-                if step > before.step:
-                    _save(checkpoints, Restored(step, seconds()), objective, optimizer, console, must=True)
-                raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too
-            waited = time.monotonic() - asked
-            numbers = optimizer_step(run, objective, optimizer, batch, step=step, world=world)
-            objective.after_step(progress)
-            recent.add(numbers, waited, images=batch.images.shape[1])
-
-            done = step + 1
-            last = done == run.steps
-            out_of_time = time_limit_s is not None and time.monotonic() - began > time_limit_s
-            due = time.monotonic() - saved_at > run.checkpoint_every_s
-            stopping = stop.signal is not None or (out_of_time and not last)
-            if done % run.log_every == 0 or last or due or stopping:
-                line = recent.means()
-                _check_finite(line, done=done, run=run, folder=folder)
-                rate = optimizer.param_groups[0]["lr"]
-                row = {"split": "train", "step": done, "learning_rate": rate, **line, "seconds": seconds()}
-                _log(folder, row, console)
-                recent = Recent()
-                shown = _figures(line)
-            paused = time.monotonic()
-            if done * run.num_evaluations // run.steps > step * run.num_evaluations // run.steps:
-                result = _measure(objective, held_out, run, world)
-                if result is not None:
-                    _log(folder, {"split": held_out[0], "step": done, **result, "seconds": seconds()}, console)
-                    measured = f"{held_out[0]} {result['top1']:.1%}"
-            if shown:
-                task.update(done, f"{shown}  {measured}".strip())
-                shown = ""
-            stopping |= stop.signal is not None  # while measuring
-            if last or due or stopping:
-                _save(checkpoints, Restored(done, seconds()), objective, optimizer, console, must=stopping)
-                saved_at = time.monotonic()
-            recent.started += time.monotonic() - paused  # the speed is that of training alone
-            if stopping:
-                code = stop.exit_code if stop.signal is not None else EXIT_OUT_OF_TIME
-                raise Stopped(done, run.steps, code, stop.reason if stop.signal is not None else "out of time")
-    return objective
-
-
-def optimizer_step(
-    run: Run, objective: Objective, optimizer: torch.optim.Optimizer, batch: Any, *, step: int, world: World
-) -> dict[str, Tensor]:
-    """One optimizer step; a pure function of the weights, the batch and the step."""
-    torch.manual_seed(key(run.seed, "step", step))
-    objective.train()
-    progress = step / run.steps
-    for group in optimizer.param_groups:
-        group["lr"] = run.learning_rate(progress)
-    with world.autocast():
-        loss = objective(batch, progress)
-    loss.total.backward()
-    norm = nn.utils.clip_grad_norm_(objective.parameters(), run.optimizer.clip_norm or math.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss.total.detach(), "grad_norm": norm, **loss.parts}
-
-
-def _measure(objective: Objective, held_out: tuple[str, Source], run: Run, world: World) -> dict[str, float] | None:
-    """Loss and top-1 on some held-out images; None for an objective without classes."""
-    if not isinstance(objective, SupervisedObjective):
-        return None
-    source = held_out[1]
-    stride = -(-len(source) // run.num_evaluation_images)
-    chosen = source.select(list(range(0, len(source), stride)))
-    predicted = probabilities(
-        objective.classifier,
-        chosen,
-        run.eval_view,
-        world=world,
-        batch_size=run.batch_size,
-        num_workers=run.num_workers,
-    )
-    return measure(predicted, chosen.labels)
-
-
-@contextmanager
-def _going_on_without(what: str, console: Console) -> Iterator[None]:
-    """If the disk refuses, say so and go on training."""
+    work = Training(run, data, held_out=held_out, folder=folder, world=world, console=console, fingerprint=fingerprint)
     try:
-        yield
-    except InputError as error:
-        console.say(f"warning: no {what}: {error}")
+        return work.carry_out(time_limit_s)
+    except Exception as error:
+        if lost(error):
+            raise Lost(work.done, run.steps, f"process {world.rank} lost the others") from error
+        raise
 
 
-def _log(folder: RunFolder, measurement: dict[str, Any], console: Console) -> None:
-    """Write a measurement, if the disk takes it."""
-    with _going_on_without(f"measurement of step {measurement['step']:,}", console):
-        folder.append(measurement)
+class Training:
+    """One run under way in this process."""
 
-
-def _save(
-    checkpoints: Checkpoints,
-    state: Restored,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    console: Console,
-    *,
-    must: bool,
-) -> None:
-    """Write a checkpoint; unless it must be, only if the disk takes it."""
-    with nullcontext() if must else _going_on_without(f"checkpoint at step {state.step:,}", console):
-        checkpoints.save(state, objective, optimizer)
-
-
-def _check_finite(line: dict[str, float], *, done: int, run: Run, folder: RunFolder) -> None:
-    if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-        name = next((name for name in ("peak", "value") if hasattr(run.learning_rate, name)), None)
-        now = getattr(run.learning_rate, name) if name else run.learning_rate(done / run.steps)
-        lower = f"try: vitreous train {folder.record} --learning_rate.{name} {now / 3:.2g}" if name else "lower it"
-        raise Diverged(
-            f"the loss is no longer a number near step {done:,}: the learning rate, {now:g}, is too high; {lower}"
+    def __init__(
+        self,
+        run: Run,
+        data: Source,
+        *,
+        held_out: tuple[str, Source],
+        folder: RunFolder,
+        world: World,
+        console: Console,
+        fingerprint: str,
+    ) -> None:
+        self.run, self.data, self.held_out = run, data, held_out
+        self.folder, self.world, self.console = folder, world, console
+        attempt, begun = world.on_main(
+            lambda: (folder.claim.attempt if folder.claim else 0, any(folder.checkpoints.glob("step-*[0-9]")))
         )
+        start = replace(run, weights=None) if begun else run  # what they started from may be gone by now
+        self.trainee = Trainee(start, world, num_classes=len(data.classes))
+        essence = json.dumps([run.essence(), fingerprint], sort_keys=True)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints,
+            world=world,
+            config=run.checkpoint,
+            identity=hashlib.blake2b(essence.encode(), digest_size=16).hexdigest(),
+            circumstances=world.circumstances(exact=run.exact),
+            copies=self.trainee.placed.copies,
+            copy=self.trainee.placed.copy,
+            attempt=attempt,
+            check=folder.check,
+        )
+        self.recent = Recent()
+        self.unwritten: list[dict[str, Any]] = []
+        """Lines that the disk refused."""
+        self.done, self.seconds_before, self.best, self.skipped = 0, 0.0, -1.0, 0
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the run so far."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def restore(self) -> None:
+        """Take over the newest whole checkpoint, and forget what was logged after it."""
+        saved = self.checkpoints.newest()
+        if self.world.is_main:
+            for path, reason in self.checkpoints.damaged.items():
+                self.console.say(f"warning: {path} is damaged and set aside: {reason}")
+            self.checkpoints.set_aside()
+        if saved is not None:
+            self.trainee.restore(saved)
+            state = saved.state
+            self.done, self.seconds_before, self.best = state["step"], state["seconds"], state["best"]
+            self.recent = Recent(rows=state["recent"]["rows"], history=state["recent"]["history"])
+            self.skipped = state["skipped_in_a_row"]
+            self.trainee.guard.in_a_row.fill_(self.skipped)
+            if odd := self.checkpoints.differences(saved):
+                self.console.say(f"warning: bits may differ from those of an undisturbed run: {'; '.join(odd)}")
+            self.console.say(f"going on from step {self.done:,} of {self.run.steps:,}")
+        if self.world.is_main:
+            self.folder.forget_after(self.done)
+            self.folder.failure.unlink(missing_ok=True)
+
+    def carry_out(self, time_limit_s: float | None) -> Objective:
+        """All steps that are left."""
+        self.restore()
+        run, world, trainee = self.run, self.world, self.trainee
+        parts = trainee.num_micro_batches
+        images = step_size(len(self.data), run.batch_size, num_micro_batches=parts)
+        batches = training_batches(
+            self.data,
+            run.train_view,
+            batch_size=run.batch_size,
+            num_micro_batches=parts,
+            mine=trainee.mine,
+            seed=run.seed,
+            first_step=self.done,
+            steps=run.steps,
+            num_workers=run.num_workers,
+            device=world.device,
+        )
+        saved_at, shown, measured = self.began, "", ""
+        stacks = HangWatch(self.folder.stacks(world.rank), world.timeout_s / 2)
+        with StopRequest() as stop, stacks, self.console.task("step", run.steps, done=self.done) as task:
+
+            def wishes() -> list[int]:
+                """What this process wants all to do: heed a signal, end in time, save; and how far it has saved."""
+                now = time.monotonic()
+                late = time_limit_s is not None and now - self.began > time_limit_s
+                due = now - saved_at > run.checkpoint.every_s
+                return [
+                    stop.signal or 0,
+                    int(world.is_main and late),
+                    int(world.is_main and due),
+                    self.checkpoints.phase(),
+                ]
+
+            for step in range(self.done, run.steps):
+                agreement = world.highest(wishes)
+                waits = Waits(batches)
+                try:
+                    taken = trainee.take(step, waits)
+                except InputError:
+                    if stop.signal is None or world.size > 1:
+                        raise
+                    if step > 0:
+                        self.save(at_once=True)
+                    raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too
+                self.recent.add(taken, images=images, waited_s=waits.seconds, others_s=agreement.waited_s)
+                self.done = done = step + 1
+                last = done == run.steps
+                signal, late, due, phase = agreement.read()
+                paused = time.monotonic()
+                with self.going_on_without("checkpoint"):
+                    self.checkpoints.proceed(phase)
+                if done % run.log_every == 0 or last:
+                    shown = self.write_line()
+                if done * run.num_evaluations // run.steps > step * run.num_evaluations // run.steps:
+                    if (top1 := self.measure(stacks)) is not None:
+                        measured = f"{self.held_out[0]} {top1:.1%}"
+                        if run.checkpoint.keep_best and top1 > self.best:
+                            self.best = top1
+                            self.save(score=top1)
+                    signal = max(signal, *world.highest(lambda: [stop.signal or 0]).read())
+                if shown:
+                    task.update(done, f"{shown}  {measured}".strip())
+                    shown = ""
+                stopping = bool(signal or (late and not last))
+                if stopping or last:
+                    self.save(at_once=stopping)
+                elif due and phase == IDLE:
+                    self.save(background=run.checkpoint.background)
+                    saved_at = time.monotonic()
+                stacks.beat()
+                self.recent.started += time.monotonic() - paused  # the speed is that of training alone
+                if stopping:
+                    stop.signal = signal or None
+                    code = stop.exit_code if signal else EXIT_TRY_AGAIN
+                    raise Stopped(done, run.steps, code, stop.reason if signal else "out of time")
+        return trainee.whole()
+
+    def save(self, *, at_once: bool = False, background: bool = False, score: float | None = None) -> None:
+        """Write a checkpoint; if it must not be now, only if the disk takes it."""
+        self.look_at_rows()
+        state = {
+            "step": self.done,
+            "seconds": self.seconds,
+            "best": self.best,
+            "score": score,
+            "recent": self.recent.state(),
+            "skipped_in_a_row": self.skipped,
+        }
+        if at_once:
+            self.checkpoints.save(state, self.trainee.tensors())
+            return
+        with self.going_on_without("checkpoint"):
+            (self.checkpoints.begin if background else self.checkpoints.save)(state, self.trainee.tensors())
+
+    def look_at_rows(self) -> None:
+        """Fetch the numbers of the last steps from the device, and record what stands out among them.
+
+        Raises:
+            Diverged: if training has halted.
+        """
+        for row in self.recent.settle(self.world):
+            found = self.recent.spikes(row)
+            self.skipped = self.skipped + 1 if row["skipped"] else 0
+            if self.skipped > self.run.max_skipped_steps:
+                self.halt(int(row["step"]))
+            elif row["skipped"]:
+                self.log({"step": row["step"], "event": "skipped", "loss": str(row["loss"])})
+                self.console.say(f"warning: step {row['step']:,} is skipped: its loss or gradient is not finite")
+            elif found:
+                self.log({"step": row["step"], "event": "spike", **found})
+
+    def halt(self, step: int) -> NoReturn:
+        """Keep the state before `step`, whose numbers are not finite, and say where they come from."""
+        with self.going_on_without("checkpoint"):
+            self.checkpoints.finish()
+        self.done, self.skipped = step - 1, self.run.max_skipped_steps
+        self.recent.rows = [row for row in self.recent.rows if row["step"] < step]
+        finding = diagnose(self.trainee, self.data, step=self.done)
+        if self.done:
+            self.save()
+        name = next((name for name in ("peak", "value") if hasattr(self.run.learning_rate, name)), None)
+        now = getattr(self.run.learning_rate, name) if name else self.run.learning_rate(step / self.run.steps)
+        lower = f"vitreous train {self.folder.record} --learning_rate.{name} {now / 3:.2g}" if name else "a lower one"
+        what = f"loss or gradient is no finite number at step {step:,}, which was not carried out: {finding}"
+        advice = f"the learning rate, {now:g}, may be too high; try {lower}"
+        if self.world.is_main:
+            failure = {"what": what, "step": step, "advice": advice}
+            with self.going_on_without("failure.json"):
+                write_text(self.folder.failure, json.dumps(failure, indent=1, ensure_ascii=False) + "\n")
+        raise Diverged(f"{what}; {advice}, or look at it: vitreous replay {self.folder.path} --step {step}")
+
+    def write_line(self) -> str:
+        """Log the means over the steps since the last line; these figures in words."""
+        self.look_at_rows()
+        line = {**self.recent.means(), **self.recent.speed(), **self.recent.behind(self.world)}
+        rate = self.trainee.optimizer.param_groups[0]["lr"]
+        self.log({"split": "train", "step": self.done, "learning_rate": rate, **line, "seconds": self.seconds})
+        if self.world.size > 1 and self.recent.timed >= SLOW_STEPS:
+            step_s = self.recent.images / max(line["images_per_s"] * self.recent.timed, 1e-9)
+            if line["behind_s"] > SLOW_RATIO * step_s:
+                self.console.say(
+                    f"process {line['slowest']:.0f} is the slowest: the others wait {line['behind_s']:.2f} s "
+                    f"of {step_s:.2f} s a step for it"
+                )
+        self.recent = self.recent.next_line()
+        return _figures(line)
+
+    def measure(self, stacks: HangWatch) -> float | None:
+        """Log loss and top-1 on some held-out images; the latter. None for an objective without classes."""
+        if not isinstance(self.trainee.objective, SupervisedObjective):
+            return None
+        split, source = self.held_out
+        stride = -(-len(source) // self.run.num_evaluation_images)
+        chosen = source.select(list(range(0, len(source), stride)))
+        average = self.trainee.average
+        with average.in_place() if average else nullcontext():
+            predicted = scored(
+                self.trainee.objective,
+                self.trainee.objective.scores,
+                chosen,
+                self.run.eval_view,
+                num_classes=len(self.data.classes),
+                world=self.world,
+                batch_size=self.run.batch_size,
+                num_workers=self.run.num_workers,
+                progress=lambda _: stacks.beat(),
+            )
+            self.trainee.placed.reshard()
+        result = measure(predicted, chosen.labels)
+        self.log({"split": split, "step": self.done, **result, "seconds": self.seconds})
+        return result["top1"]
+
+    def log(self, measurement: dict[str, Any]) -> None:
+        """Write a measurement; if the disk refuses, keep it until it does not."""
+        if not self.world.is_main:
+            return
+        self.unwritten.append(measurement)
+        with self.going_on_without(f"measurement of step {measurement['step']:,}"):
+            while self.unwritten:
+                self.folder.append(self.unwritten[0])
+                del self.unwritten[0]
+
+    @contextmanager
+    def going_on_without(self, what: str) -> Iterator[None]:
+        """If the disk refuses, say so and go on training."""
+        try:
+            yield
+        except TakenOver:
+            raise
+        except InputError as error:
+            self.console.say(f"warning: no {what} at step {self.done:,}: {error}")
 
 
-def _figures(line: dict[str, float]) -> str:
+class Waits:
+    """An iterator that knows how long it was waited for."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> "Waits":
+        return self
+
+    def __next__(self) -> Batch:
+        asked = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.monotonic() - asked
+
+
+def _figures(line: Row) -> str:
     accuracy = f"  accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
     return f"loss {line['loss']:.3f}{accuracy}  {line['images_per_s']:,.0f} images/s  data wait {line['data_wait']:.0%}"

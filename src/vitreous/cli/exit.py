@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from vitreous.cli import inspecting, machine, measuring, models, training, using  # noqa: F401 - each adds its commands
+from vitreous.cli import inspecting, machine, measuring, models, runs, training, using  # noqa: F401 - each adds its commands
 from vitreous.cli.app import app
-from vitreous.errors import InputError
+from vitreous.errors import InputError, SaidElsewhere
 
 EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _explain(error: BaseException) -> int:
     """Say in one line what ended the command; its exit code."""
-    from vitreous.stopping import Stopped
+    from vitreous.stopping import Lost, Stopped
 
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
@@ -69,11 +69,16 @@ def _explain(error: BaseException) -> int:
 
         _complain(f"{error}; saved. To go on, type the same command again: {command_line()}")
         return error.exit_code
+    if isinstance(error, Lost):
+        _complain(f"{error}; the newest checkpoint is whole, and the same command goes on from it")
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         _complain("stopped; no file is half written, and the same command can be typed again")
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if isinstance(error, CycloptsError):
         _complain(f"{error} (vitreous --help, or vitreous COMMAND --help)")
+        return EXIT_INPUT
+    if isinstance(error, SaidElsewhere):
         return EXIT_INPUT
     if isinstance(error, InputError):
         _complain(str(error))

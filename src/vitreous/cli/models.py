@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from vitreous.cli.app import TrainedModel, Whole, app, print_json
 from vitreous.errors import InputError, did_you_mean
@@ -66,13 +68,14 @@ def budget(
     images: float | None = None,
     epochs: float = 1.0,
     image_size: Whole | None = None,
-    batch_size: Whole = 32,
+    batch_size: Whole | None = None,
     classes: Whole = 1000,
     precision: Literal["float32", "bfloat16"] = "bfloat16",
     optimizer: Literal["adamw", "sgd"] = "adamw",
     memory: float | None = None,
     tflops: float | None = None,
     devices: Whole = 1,
+    gpus: Annotated[tuple[Whole, ...] | None, Parameter(consume_multiple=True)] = None,
     json: bool = False,
 ) -> int:
     """Say what a model costs before it is trained: work, memory of a training step, length of a run.
@@ -88,7 +91,7 @@ def budget(
     image_size
         Side in pixels; by default the model's.
     batch_size
-        Images a step on each device.
+        Images a step on each device, 32 by default; with --gpus on all of them together, 4,096 by default.
     classes
         Classes told apart.
     precision
@@ -101,6 +104,8 @@ def budget(
         TFLOP/s that a device achieves in training, not its peak; to say the time of the run.
     devices
         Devices that share the run.
+    gpus
+        How many GPUs train together, such as 8 64 512: memory, time and traffic of a step, checkpoints, failures.
     json
         Print a JSON object; memory in bytes.
     """
@@ -113,13 +118,31 @@ def budget(
 
     given = {"images": images, "epochs": epochs, "image-size": image_size, "batch-size": batch_size}
     given |= {"classes": classes, "memory": memory, "tflops": tflops, "devices": devices}
+    given |= {"gpus": min(gpus)} if gpus else {}
     for option, value in given.items():
         if value is not None and not 1 / MOST <= value <= MOST:
             raise InputError(f"--{option} must be more than 0 and at most {MOST:g}, got {value:g}")
-    if tflops is not None and images is None:
+    if gpus and (images is not None or devices != 1):
+        raise InputError("--gpus says what a step costs; leave out --images and --devices, which are about a run")
+    if tflops is not None and images is None and not gpus:
         raise InputError("--tflops says how long a run takes; say with --images how long the run is")
     config = plain_classifier(encoder(model, **({"image_size": image_size} if image_size else {})), num_classes=classes)
     chosen = {"adamw": AdamW(), "sgd": SGD()}[optimizer]
+    if gpus:
+        from vitreous.cli.many_gpus import figures, page
+        from vitreous.scaling import Cluster, work
+
+        needs = work(config, optimizer=chosen, dtype=getattr(torch, precision))
+        peak, share = (Cluster.peak, Cluster.utilisation) if tflops is None else (tflops * 1e12, 1.0)
+        held = Cluster.memory if memory is None else memory * 2**30
+        clusters = [Cluster(gpus=number, memory=held, peak=peak, utilisation=share) for number in gpus]
+        if json:
+            print_json({"name": model, **figures(needs, clusters, batch_size=batch_size or 4096)})
+        else:
+            print(f"{title(config.encoder)}, {config.encoder.pixels}, {classes:,} classes")
+            print(page(needs, clusters, batch_size=batch_size or 4096))
+        return 0
+    batch_size = batch_size or 32
     spent, held = cost(config), step_memory(config, optimizer=chosen.build, dtype=getattr(torch, precision))
     largest = None if memory is None else held.largest_batch(memory * 2**30)
     exaflops = None if images is None else training_exaflops(spent, images=images, epochs=epochs)

@@ -1,7 +1,7 @@
 """Commands that train: fit, train, demo, report."""
 
-import json as jsonlib
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +90,7 @@ def train(
     out: str | None = None,
     minutes: float | None = None,
     device: Device = "auto",
+    timeout_s: float = 300.0,
     dry_run: bool = False,
     json: bool = False,
 ) -> int:
@@ -105,6 +106,8 @@ def train(
         The run's folder; by default a new one under runs/.
     minutes
         Stop after this time, saved, with exit code 75; the same command goes on.
+    timeout_s
+        Of several processes (torchrun): how long one waits for the others before it gives up.
     dry_run
         Print every field of the run, what data and model they name, then stop.
     json
@@ -112,7 +115,7 @@ def train(
     """
     from vitreous import distributed
     from vitreous.console import Console
-    from vitreous.experiment import carry_out, check_apart, look, preview
+    from vitreous.experiment import carry_out, look, preview, same_run
     from vitreous.fields import override, walk
     from vitreous.recipes.shipped import recipe as find_recipe
     from vitreous.run_folder import choose_folder
@@ -132,16 +135,24 @@ def train(
         return 0
     name = Path(recipe.rpartition(":")[2]).absolute()
     name = name.parent.name if name.suffix == ".json" else name.name
-    folder = choose_folder(
-        out, name, same=lambda record: record.get("config") == jsonlib.loads(jsonlib.dumps(run.to_dict()))
-    )
-    console, world = Console(), distributed.start(device=device)
+    world = distributed.start(device=device, precision=run.precision, timeout_s=timeout_s)
+    run.micro_batches(world.size)
+    console = Console(quiet=not world.is_main)
+    folder = world.on_main(lambda: choose_folder(out, name, same=lambda record: same_run(record.get("config"), run)))
     limit = None if minutes is None else minutes * 60
-    check_apart(folder, run.data)
-    with folder.claimed():
-        prepared = look(run.data, folder, console)
+    with ExitStack() as held:
+        world.on_main(lambda: _claim(folder, run, held, wait_s=2 * timeout_s if world.restarted else 0.0))
+        prepared = world.on_main(lambda: look(run.data, folder, console))
         finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
-    return finish(finished, json=json)
+    world.leave()
+    return finish(finished, json=json) if world.is_main else 0
+
+
+def _claim(folder: Any, run: Any, held: ExitStack, *, wait_s: float) -> None:
+    from vitreous.experiment import check_apart
+
+    check_apart(folder, run.data)
+    held.enter_context(folder.claimed(wait_s=wait_s))
 
 
 @app.command

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 
-import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitreous import seeding
 from vitreous.data.batch import Batch
+from vitreous.data.order import positions
 from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
@@ -26,14 +26,26 @@ TIMEOUT_S = 120.0
 Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[Tensor, " batch"], Int[Tensor, " batch"]]
 
 
-def order(n: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The positions 0..n-1 in the order of one epoch."""
-    return seeding.generator(seed, "order", epoch).permutation(n)
+def step_size(n: int, batch_size: int, *, num_micro_batches: int = 1) -> int:
+    """Images of a step: `batch_size`, or all `n` if they are fewer, less what `num_micro_batches` equal parts leave.
+
+    Raises:
+        InputError: if that leaves no image for each part.
+    """
+    size = min(batch_size, n) // num_micro_batches * num_micro_batches
+    if not size:
+        given = f"{n:,} training images" if n < batch_size else f"a batch of {batch_size:,} images"
+        advice = "more images" if n < batch_size else "a larger batch"
+        raise InputError(
+            f"{given} cannot be cut into {num_micro_batches:,} micro-batches; "
+            f"give {advice}, or fewer micro-batches or processes"
+        )
+    return size
 
 
-def steps_per_epoch(n: int, batch_size: int) -> int:
+def steps_per_epoch(n: int, batch_size: int, *, num_micro_batches: int = 1) -> int:
     """Batches in an epoch of `n` images; what is left over at its end is left out."""
-    return n // min(batch_size, n)
+    return n // step_size(n, batch_size, num_micro_batches=num_micro_batches)
 
 
 def training_batches(
@@ -44,61 +56,82 @@ def training_batches(
     seed: int,
     first_step: int,
     steps: int,
+    num_micro_batches: int = 1,
+    mine: range = range(1),
     num_workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """The batches of steps `first_step` to `steps` - 1, whatever the number of workers or restarts.
+    """The micro-batches of steps `first_step` to `steps` - 1, whatever the number of processes, workers or restarts.
 
-    Each epoch has an order of its own, and drops the images that do not fill a batch; which ones
-    changes by epoch. A source smaller than `batch_size` gives batches of the whole source.
+    A step's batch (of `step_size` images) is `num_micro_batches` equal parts; those numbered in `mine` come out, one
+    after another, and the other processes take the rest. Each epoch has an order of its own, and drops the images
+    that do not fill a batch; which ones changes by epoch. A source smaller than `batch_size` gives batches of the
+    whole source.
 
     Raises:
-        InputError: if an image can no longer be read; names it.
+        InputError: if there are too few images for `num_micro_batches`, or one can no longer be read; names it.
     """
-    assert len(source) > 0
-    plan = _TrainingPlan(len(source), min(batch_size, len(source)), seed, first_step, steps)
+    assert all(0 <= part < num_micro_batches for part in mine)
+    size = step_size(len(source), batch_size, num_micro_batches=num_micro_batches)
+    plan = _TrainingPlan(len(source), size, seed, range(first_step, steps), num_micro_batches, mine)
     yield from _batches(_Images(source, view, seed), view, plan, num_workers=num_workers, device=device)
 
 
 def evaluation_batches(
-    source: Source, view: View, *, batch_size: int, num_workers: int = 0, device: torch.device | str = "cpu"
+    source: Source,
+    view: View,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    size: int = 1,
 ) -> Iterator[Batch]:
     """Every image of `source` once, in order; the last batch may be smaller.
+
+    Of `size` processes, each takes the batches `rank`, `rank` + `size` and so on. All get equally many, since a model
+    in shards is run by all together: who has none left gets the last batch again.
 
     Raises:
         InputError: if an image can no longer be read; names it.
     """
-    plan = _EvaluationPlan(len(source), batch_size)
+    assert 0 <= rank < size
+    plan = _EvaluationPlan(len(source), batch_size, rank, size)
     yield from _batches(_Images(source, view, None), view, plan, num_workers=num_workers, device=device)
 
 
 @dataclass(frozen=True)
 class _TrainingPlan(Sampler):
-    """For each step the (epoch, position) pairs of its images."""
+    """For each micro-batch the (epoch, position) pairs of its images."""
 
     n: int
     batch_size: int
     seed: int
-    first_step: int
-    steps: int
+    steps: range
+    num_micro_batches: int
+    mine: range
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch = steps_per_epoch(self.n, self.batch_size)
-        known, positions = -1, np.empty(0, np.int64)
-        for step in range(self.first_step, self.steps):
-            epoch, k = divmod(step, per_epoch)
-            if epoch != known:
-                known, positions = epoch, order(self.n, seed=self.seed, epoch=epoch)
-            yield [(epoch, int(i)) for i in positions[k * self.batch_size : (k + 1) * self.batch_size]]
+        part = self.batch_size // self.num_micro_batches
+        for step in self.steps:
+            epoch, k = divmod(step, self.n // self.batch_size)
+            for number in self.mine:
+                start = k * self.batch_size + number * part
+                found = positions(self.n, seed=self.seed, epoch=epoch, start=start, stop=start + part)
+                yield [(epoch, i) for i in found.tolist()]
 
 
 @dataclass(frozen=True)
 class _EvaluationPlan(Sampler):
     n: int
     batch_size: int
+    rank: int
+    size: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, self.n, self.batch_size):
+        starts = range(0, self.n, self.batch_size)
+        for first in range(0, len(starts), self.size):
+            start = starts[min(first + self.rank, len(starts) - 1)]
             yield [(0, i) for i in range(start, min(start + self.batch_size, self.n))]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from vitreous.config import BELOW_ONE, Config, check_ranges, from_dict
 from vitreous.data.duplicates import Duplicates, find_duplicates
 from vitreous.data.layouts import absolute, open_data
+from vitreous.data.listing import Splits
 from vitreous.data.source import Source
 from vitreous.data.split import stratified
 from vitreous.data.survey import Survey, survey
@@ -23,6 +24,8 @@ from vitreous.files import csv_text
 
 SHOWN = 20
 COLUMNS = ("split", "file", "label", "note")
+EXCLUDED, UNREADABLE = "excluded", "unreadable"
+"""In place of a split, in split.csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,8 @@ class Prepared:
     excluded: list[Excluded]
     fingerprint: str
     """Equal for equal images, names, labels and splits."""
+    stamp: str | None = None
+    """Equal as long as `recall` may give this again; None where that cannot be told."""
 
     @property
     def held_out(self) -> tuple[str, Source]:
@@ -108,12 +113,13 @@ class Prepared:
         return "val", self.val
 
     def split_csv(self) -> str:
-        """Every readable image with its split and label; `reopen` reads it back."""
+        """Every image with its split and label, or why it is not used; `reopen` and `recall` read it back."""
         rows: list[tuple[str, str, str, str]] = [COLUMNS]
         for split, source in _present(train=self.train, val=self.val, test=self.test).items():
             names = (source.name(i) for i in range(len(source)))
             rows += [(split, name, self.classes[label], "") for name, label in zip(names, source.labels)]
-        rows += [("excluded", image.name, image.label, image.note) for image in self.excluded]
+        rows += [(EXCLUDED, image.name, image.label, image.note) for image in self.excluded]
+        rows += [(UNREADABLE, file.name, "", f"{file.split}: {file.reason}") for file in self.bad]
         return csv_text(rows)
 
 
@@ -130,6 +136,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     """
     start = time.monotonic()
     opened = open_data(config.path, val=config.val)
+    seen = _seen(opened, config)  # first, so that what changes while it is looked at is looked at again
     sources, notes, classes = opened.named(), list(opened.notes), opened.train.classes
     surveys = _survey_all(sources, progress)
     bad = [
@@ -172,7 +179,32 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
         "seconds": round(time.monotonic() - start, 3),
     }
     fingerprint = _fingerprint({split: (final[split], digests[split][rows[split]]) for split in final})
-    return Prepared(final["train"], final.get("val"), final.get("test"), classes, summary, bad, excluded, fingerprint)
+    splits = (final["train"], final.get("val"), final.get("test"))
+    prepared = Prepared(*splits, classes, summary, bad, excluded, fingerprint)
+    return replace(prepared, stamp=_stamp(seen, prepared.split_csv()))
+
+
+def recall(config: DataConfig, *, split_csv: str, record: dict[str, Any]) -> Prepared | None:
+    """What `prepare` gave when a run was begun, without looking at the images again; None if they may have changed.
+
+    `split_csv` is the run's split.csv, `record` its run.json with the summary as `data`, `data_fingerprint` and
+    `data_stamp`. Names, labels, sizes and times of change of the files, `config` and `split_csv` must all be as they
+    were; of pixels in memory, the pixels.
+
+    Raises:
+        InputError: if the data are no longer where `config` says.
+    """
+    opened = open_data(config.path, val=config.val)
+    stamp = _stamp(_seen(opened, config), split_csv)
+    if stamp is None or stamp != record.get("data_stamp") or not {"data", "data_fingerprint"} <= record.keys():
+        return None
+    splits, rows = _chosen(opened, config, split_csv)
+    excluded = [Excluded(file, label, note) for file, label, note in rows.get(EXCLUDED, [])]
+    notes = [(file, note.partition(": ")) for file, _, note in rows.get(UNREADABLE, [])]
+    bad = [BadFile(file, split, reason) for file, (split, _, reason) in notes]
+    sources = (splits["train"], splits.get("val"), splits.get("test"))
+    classes, summary, fingerprint = opened.train.classes, record["data"], record["data_fingerprint"]
+    return Prepared(*sources, classes, summary, bad, excluded, fingerprint, stamp)
 
 
 def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
@@ -181,22 +213,31 @@ def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
     Raises:
         InputError: if the list is damaged, the data are no longer where `config` says or lack a file of it.
     """
-    sources = open_data(config.path, val=config.val).named()
-    listed: dict[str, list[str]] = {}
+    return _chosen(open_data(config.path, val=config.val), config, split_csv)[0]
+
+
+def _chosen(
+    opened: Splits, config: DataConfig, split_csv: str
+) -> tuple[dict[str, Source], dict[str, list[tuple[str, str, str]]]]:
+    """The splits of `split_csv`, by name, and its rows of images that are in none."""
     header, *rows = csv.reader(io.StringIO(split_csv, newline="")) if split_csv else [[]]
     if tuple(header) != COLUMNS or not rows or any(len(row) != len(COLUMNS) for row in rows):
         raise InputError("split.csv of the run is damaged; begin again with another --out")
-    for split, file, _, _ in rows:
-        listed.setdefault(split, []).append(file)
-    listed.pop("excluded", None)
-    found = {}
-    for split, names in listed.items():
+    listed: dict[str, list[tuple[str, str, str]]] = {}
+    for split, file, label, note in rows:
+        listed.setdefault(split, []).append((file, label, note))
+    unused = {kind: listed.pop(kind) for kind in (EXCLUDED, UNREADABLE) if kind in listed}
+    sources, found = opened.named(), {}
+    for split, images in listed.items():
         source = sources.get(split, sources["train"])
-        position = {source.name(i): i for i in range(len(source))}
-        if missing := [name for name in names if name not in position]:
+        places: dict[str, list[int]] = {}
+        for i in reversed(range(len(source))):  # a list may name a file twice, with two labels
+            places.setdefault(source.name(i), []).append(i)
+        names = [name for name, _, _ in images]
+        if missing := [name for name, count in Counter(names).items() if count > len(places.get(name, []))]:
             raise InputError(f"{config.path} no longer has {some(missing, most=1)} of split.csv")
-        found[split] = source.select([position[name] for name in names])
-    return found
+        found[split] = source.select([places[name].pop() for name in names])
+    return found, unused
 
 
 def _present(**sources: Source | None) -> dict[str, Source]:
@@ -291,3 +332,21 @@ def _fingerprint(splits: dict[str, tuple[Source, np.ndarray]]) -> str:
         for i in range(len(source))
     )
     return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _seen(opened: Splits, config: DataConfig) -> str | None:
+    """A digest of all that `prepare` goes by, with sizes and times of files in place of their content."""
+    digest = hashlib.blake2b(repr((replace(config, path="", val=None), opened.notes)).encode(), digest_size=16)
+    for split, source in opened.named().items():
+        if (stamp := source.stamp()) is None:
+            return None
+        digest.update(repr((split, source.classes, stamp)).encode())
+        for i, label in enumerate(source.labels):
+            digest.update(f"{source.name(i)}\0{label}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _stamp(seen: str | None, split_csv: str) -> str | None:
+    """A digest of the data as they were seen and of what was made of them."""
+    text = f"{seen}\n{split_csv}".encode("utf-8", "surrogateescape")
+    return seen and hashlib.blake2b(text, digest_size=16).hexdigest()

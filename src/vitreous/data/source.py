@@ -6,12 +6,13 @@ and a selection shares them with the source it came from.
 
 import copy
 import gzip
+import hashlib
 import io
 import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -61,6 +62,10 @@ class Source(ABC):
         """What `data`, which `read` returned, holds; decoded as coarsely as its format allows."""
         return decode_picture(data, min_side=1)
 
+    def stamp(self) -> str | None:
+        """Equal as long as no image changes, told without decoding one; None where that cannot be told."""
+        return None
+
     def select(self, indices: np.ndarray | Sequence[int]) -> Self:
         """The images at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -105,6 +110,10 @@ class FileSource(Source):
         """The whole file."""
         return read_file(os.path.join(self.root, self.name(i)))
 
+    def stamp(self) -> str | None:
+        """A digest of the size and the time of change of every file."""
+        return _sizes_and_times(os.path.join(self.root, self.name(i)) for i in range(len(self)))
+
 
 class TarSource(Source):
     """Members of a tar, read in place by their offset; nothing is ever extracted."""
@@ -138,6 +147,10 @@ class TarSource(Source):
             raise BadImage("the archive ends before the image does")
         return data
 
+    def stamp(self) -> str | None:
+        """A digest of the size and the time of change of the tar."""
+        return _sizes_and_times([self.archive.path])
+
 
 class ArraySource(Source):
     """Pixels in memory, uint8, grey (number, row, column) or RGB (number, row, column, channel).
@@ -168,6 +181,13 @@ class ArraySource(Source):
         """The pixels as they are."""
         image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(self.pixels.shape[1:]))
         return Picture(image, format="array", mode=image.mode, width=image.width, height=image.height, rotated=False)
+
+    def stamp(self) -> str | None:
+        """A digest of the pixels, which are in memory anyway."""
+        digest = hashlib.blake2b(repr(self.pixels.shape).encode(), digest_size=16)
+        for i in range(len(self)):
+            digest.update(self.read(i))
+        return digest.hexdigest()
 
 
 class JoinedSource(Source):
@@ -274,3 +294,14 @@ class Archive:
                 "run gunzip once and give the .tar"
             )
         return io.BytesIO(data)
+
+
+def _sizes_and_times(paths: Iterable[str | Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            status = os.stat(path)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:  # such as a broken link, which can be mended
+            digest.update(b"none\n")
+    return digest.hexdigest()

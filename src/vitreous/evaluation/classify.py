@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from vitreous import metrics
 from vitreous.classifier import Classifier
@@ -33,20 +34,61 @@ def probabilities(
     console: Console | None = None,
 ) -> Float[np.ndarray, "image cls"]:
     """Class probabilities of every image of `source`, in its order; float64, each row sums to 1."""
-    rows = []
-    batches = evaluation_batches(source, view, batch_size=batch_size, num_workers=num_workers, device=world.device)
-    training = classifier.training
-    classifier.eval()
-    with torch.inference_mode(), (console or Console(quiet=True)).task("image", len(source)) as task:
-        done = 0
-        for batch in batches:
+    with (console or Console(quiet=True)).task("image", len(source)) as task:
+        return scored(
+            classifier,
+            classifier,
+            source,
+            view,
+            num_classes=classifier.config.num_classes,
+            world=world,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=task.update,
+        )
+
+
+def scored(
+    module: nn.Module,
+    scores: Callable[[Tensor], Tensor],
+    source: Source,
+    view: EvalView,
+    *,
+    num_classes: int,
+    world: World,
+    batch_size: int,
+    num_workers: int,
+    progress: Callable[[int], None],
+) -> Float[np.ndarray, "image cls"]:
+    """Class probabilities of every image of `source`, in its order, from `scores` of `module` in evaluation mode.
+
+    Every process of the world computes its share of the batches, which are the same for any number of processes, and
+    gets all of the result; an image is counted once. `progress` hears how many images are done.
+    """
+    predicted, seen = torch.zeros(len(source), num_classes, dtype=torch.float64), 0
+    batches = evaluation_batches(
+        source,
+        view,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=world.device,
+        rank=world.rank,
+        size=world.size,
+    )
+    training = module.training
+    module.eval()
+    with torch.inference_mode() if world.size == 1 else torch.no_grad():
+        for turn, batch in enumerate(batches):
+            images = batch.images[0].double() if world.dtype == torch.float64 else batch.images[0]
             with world.autocast():
-                logits = classifier(batch.images[0])
-            rows.append(logits.float().cpu().double().softmax(-1).numpy())  # Apple GPUs have no float64
-            done += len(rows[-1])
-            task.update(done)
-    classifier.train(training)
-    return np.concatenate(rows) if rows else np.zeros((0, classifier.config.num_classes))
+                logits = scores(images)
+            if (turn * world.size + world.rank) * batch_size < len(source):  # else it is repeated for company
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                predicted[batch.index.cpu()] = logits.cpu().double().softmax(-1)  # Apple GPUs have no float64
+            seen += len(batch.index) * world.size
+            progress(min(seen, len(source)))
+    module.train(training)
+    return world.sum(predicted).numpy()
 
 
 def measure(predicted: Float[np.ndarray, "image cls"], labels: Int[np.ndarray, " image"]) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vitreous.classifier import Classifier, ClassifierConfig
 from vitreous.config import check_ranges
@@ -53,9 +55,14 @@ class SupervisedObjective(Objective):
     def start_from(self, product: Product) -> None:
         self.classifier = fit_encoder(self.classifier.config, product)
 
+    def scores(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch cls"]:
+        """Class scores before the softmax, in float32 or finer."""
+        logits = self.classifier(images)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
     def forward(self, batch: Batch, progress: float) -> Loss:
         if batch.labels is None:
             raise InputError("supervised training needs labels, but the data have none; use folders named by class")
-        logits = self.classifier(batch.images[0]).float()
+        logits = self.scores(batch.images[0])
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        return Loss(loss, {"accuracy": (logits.argmax(-1) == batch.labels).float().mean()})
+        return Loss(loss, {"accuracy": (logits.argmax(-1) == batch.labels).to(logits.dtype).mean()})

@@ -4,8 +4,8 @@ from vitreous.data.prepare import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.optim import AdamW
 from vitreous.position import SinCos2d
+from vitreous.run import Run
 from vitreous.schedule import Cosine
-from vitreous.training import Run
 from vitreous.variants import vit
 
 

@@ -13,7 +13,7 @@ import vitreous.recipes
 from vitreous.config import from_dict
 from vitreous.errors import InputError, did_you_mean
 from vitreous.files import read_text
-from vitreous.training import Run
+from vitreous.run import Run
 
 
 def recipes() -> dict[str, Callable[[], Run]]:
@@ -87,5 +87,5 @@ def _from_file(path: Path, function: str) -> Run:
     except (Exception, SystemExit) as error:
         raise InputError(f"{path}:{function} fails: {type(error).__name__}: {error}") from error
     if not isinstance(run, Run):
-        raise InputError(f"{path}:{function} must return a vitreous.training.Run, it returned {type(run).__name__}")
+        raise InputError(f"{path}:{function} must return a vitreous.run.Run, it returned {type(run).__name__}")
     return run

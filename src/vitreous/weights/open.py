@@ -7,6 +7,7 @@ from pathlib import Path
 from vitreous.errors import InputError, did_you_mean, some
 from vitreous.variants import PUBLISHED, encoder
 from vitreous.weights import hub
+from vitreous.weights.dcp import METADATA
 from vitreous.weights.download import download, google
 from vitreous.weights.product import CONFIG, WEIGHTS, Product, load_product
 from vitreous.weights.read import SUFFIXES, read_config
@@ -52,6 +53,8 @@ def _opened(name: str, progress: Callable[[str], None] | None) -> Product:
 def _open_folder(folder: Path) -> Product:
     if (folder / "model" / CONFIG).is_file():
         return load_product(folder / "model")
+    if (folder / METADATA).is_file():
+        return load_product(folder, weights=".")
     if (folder / CONFIG).is_file():
         if hub.weights_in(folder) is None:
             if (folder / hub.INDEX).is_file():

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitreous.errors import InputError
+from vitreous.weights.dcp import METADATA, read_dcp
 from vitreous.weights.hub import shards
 from vitreous.weights.mapping import Tensors
 
@@ -31,15 +32,18 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.", "teacher.")
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a .safetensors, .npz or torch file, as float32 of our own, without wrappers and name prefixes.
 
+    A folder that torch.distributed.checkpoint wrote is a file too.
+
     Raises:
         InputError: if the file is damaged, holds no tensors, or is a pickle that would run code.
     """
     if path.name.endswith(".index.json"):
         return {name: tensor for shard in shards(path) for name, tensor in read_tensors(path.with_name(shard)).items()}
-    if path.suffix not in SUFFIXES:
+    distributed = (path / METADATA).is_file()
+    if path.suffix not in SUFFIXES and not distributed:
         raise InputError(f"{path} is no weights file; give one of {', '.join(SUFFIXES)}")
     try:
-        found: Mapping[str, Any] = LOADERS.get(path.suffix, _load_torch)(path)
+        found: Mapping[str, Any] = _load_dcp(path) if distributed else LOADERS.get(path.suffix, _load_torch)(path)
     except InputError:
         raise
     except DAMAGES as error:
@@ -90,6 +94,14 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, not a state dict")
     return found
+
+
+def _load_dcp(path: Path) -> Mapping[str, Any]:
+    """Tensors of the model alone, where names tell which they are; an optimizer's are not read."""
+    found = read_dcp(path)
+    wrappers = {name.partition(".")[0] for name in found}
+    wrapper = next((f"{name}." for name in WRAPPERS if name in wrappers), "")
+    return {name.removeprefix(wrapper): found[name] for name in found if name.startswith(wrapper)}
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,124 @@
+"""A training run, as data: everything needed to repeat it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from vitreous.checkpoint import CheckpointConfig
+from vitreous.config import BELOW_ONE, Config, check_ranges
+from vitreous.data.prepare import DataConfig
+from vitreous.data.views import EvalView, TrainView
+from vitreous.distributed import Precision
+from vitreous.errors import InputError
+from vitreous.objectives.base import ObjectiveConfig
+from vitreous.objectives.supervised import Supervised
+from vitreous.optim import AdamW, OptimizerConfig
+from vitreous.parallel import Parallel, Replicate
+from vitreous.schedule import Cosine, Schedule
+from vitreous.tokens import Encoder
+from vitreous.vit import ViTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Config):
+    """One training run: everything needed to repeat it."""
+
+    data: DataConfig = DataConfig()
+    """Which images."""
+    train_view: TrainView = TrainView()
+    """How an image is shown in training."""
+    eval_view: EvalView = EvalView()
+    """How an image is shown when it is measured; travels with the model."""
+    model: Encoder = ViTConfig()
+    """The encoder."""
+    weights: str | None = None
+    """Where the encoder starts from: a run, a product folder, a weights file or a prefixed name."""
+    objective: ObjectiveConfig = Supervised()
+    """What the encoder is trained to do."""
+    optimizer: OptimizerConfig = AdamW()
+    """What moves the weights."""
+    learning_rate: Schedule = Cosine()
+    """Learning rate over the run."""
+    batch_size: int = 64
+    """Images a step, over all processes."""
+    num_micro_batches: int | None = None
+    """Equal parts into which each batch is cut; a process computes its share of them one after another (gradient
+    accumulation). By default one a process."""
+    steps: int = 1000
+    """Optimizer steps."""
+    num_evaluations: int = 10
+    """Times held-out images are measured during training; nothing is chosen by these measurements."""
+    num_evaluation_images: int = 2000
+    """Most held-out images measured each of these times, evenly spaced; at the end all are."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written and which are kept."""
+    num_workers: int = 0
+    """Processes that read images; the batches are the same for any number."""
+    parallel: Parallel = Replicate()
+    """How the weights lie on several processes."""
+    exact: bool = False
+    """Whether gradients of micro-batches are added in one fixed tree, so that the result has the same bits however many
+    processes computed it; needs `num_micro_batches`, a power of two."""
+    precision: Precision = "auto"
+    """What matrix products are computed in: by default bfloat16 on GPUs that have it, else float32."""
+    activation_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass: slower by a third, in much less memory."""
+    compile: bool = False
+    """Whether torch compiles the blocks."""
+    ema_decay: float | None = None
+    """Share of a moving average of the weights that a step leaves, such as 0.9999; the average is the result."""
+    max_skipped_steps: int = 0
+    """Steps in a row that may be left out because their loss or gradient is not finite, before training stops."""
+    seed: int = 0
+    """Source of every random choice."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "steps", "num_evaluation_images")
+        natural = ("num_evaluations", "num_workers", "max_skipped_steps", "seed")
+        check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
+        check_ranges(self, num_micro_batches=(1, math.inf), ema_decay=(0, BELOW_ONE))
+        self.micro_batches(self.num_micro_batches or 1)
+        try:
+            self.model.check_image(*self.train_view.shape)
+        except InputError as error:
+            raise InputError(f"train_view.image_size {self.train_view.image_size}: {error}") from None
+        if self.eval_view.shape != self.model.image_shape:
+            raise InputError(
+                f"eval_view.image_size {self.eval_view.image_size} is not model.image_size {self.model.image_size}; "
+                "only train_view may have another"
+            )
+        if self.model.channels != 3:
+            raise InputError(f"model.channels is {self.model.channels}; images have 3")
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two lines of metrics.jsonl."""
+        return max(1, min(50, self.steps // 200))
+
+    def micro_batches(self, processes: int) -> int:
+        """Parts of a batch, with that many processes.
+
+        Raises:
+            InputError: if the parts would not be equal.
+        """
+        parts = self.num_micro_batches or processes
+        if parts % processes:
+            raise InputError(
+                f"{processes} processes cannot share {parts} micro-batches equally; start a number of processes that "
+                f"divides {parts}, or give another --num_micro_batches"
+            )
+        if self.batch_size % parts:
+            raise InputError(
+                f"batch_size {self.batch_size} cannot be cut into {parts} equal parts; take a multiple of {parts}"
+            )
+        if self.exact and (self.num_micro_batches is None or parts & (parts - 1)):
+            raise InputError(
+                f"exact needs num_micro_batches, a power of two that the number of processes divides, "
+                f"not {self.num_micro_batches}"
+            )
+        return parts
+
+    def essence(self) -> dict[str, Any]:
+        """The config as JSON types, without what may change when a run goes on: it changes no result."""
+        free = ("num_workers", "checkpoint", "parallel", "activation_checkpointing")
+        return {name: value for name, value in self.to_dict().items() if name not in free}

@@ -26,7 +26,7 @@ from vitreous.stopping import Stopped
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.trainee import build_objective
-from vitreous.training import train
+from vitreous.training import Diverged, train
 from vitreous.variants import vit
 from vitreous.weights.open import open_model
 
@@ -126,7 +126,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_the_way_out(tmp_path):
     wild = tiny(learning_rate=Constant(value=1e30), optimizer=AdamW(clip_norm=None))
-    with pytest.raises(InputError, match=r"no longer a number near step \d+: .*--learning_rate.value"):
+    with pytest.raises(Diverged, match=r"no finite number at step 2, .* is the first layer .*--learning_rate.value 3.3e"):
         carried_out(wild, tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_a_signal_during_the_last_step_is_not_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(SupervisedObjective, "after_step", interrupted)
     with pytest.raises(Stopped, match="asked to end after step 12 of 12") as stopped:
         carried_out(tiny(), tmp_path)
-    assert stopped.value.exit_code == 143
+    assert stopped.value.exit_code == 75
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000012"]
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.raises(Stopped):
             carried_out(tiny(), tmp_path, time_limit_s=0.0)
-    os.truncate(tmp_path / "checkpoints" / "step-00000002" / "weights.safetensors", 9)
+    os.truncate(tmp_path / "checkpoints" / "step-00000002" / "rank-00000.safetensors", 9)
     said = []
     monkeypatch.setattr(Console, "say", lambda self, line="": said.append(line))
     with pytest.raises(Stopped):
@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, monkeypatch):
 
 
 def test_out_of_time_is_the_exit_code_for_try_again():
-    assert stopping.EXIT_OUT_OF_TIME == 75
+    assert stopping.EXIT_TRY_AGAIN == 75
 
 
 def test_readers_that_die_before_the_first_step_leave_no_checkpoint(tmp_path, monkeypatch):
@@ -271,13 +271,6 @@ def test_it_is_measured_as_often_as_asked(steps, number, tmp_path):
     assert not lines or lines[-1] == steps
 
 
-def test_a_batch_larger_than_the_data_counts_what_was_read(monkeypatch):
-    monkeypatch.setattr(training.time, "monotonic", lambda: 2.0)
-    recent = training.Recent(started=0.0)
-    recent.add({}, 0.5, images=60)
-    assert recent.means() == {"images_per_s": 30.0, "data_wait": 0.25}
-
-
 def test_weights_that_are_gone_are_not_missed_when_going_on(tmp_path, trained):
     moved = shutil.copytree(trained / "model", tmp_path / "moved")
     product = open_model(str(moved))
@@ -300,5 +293,5 @@ def test_a_schedule_of_ones_own_that_is_too_steep_is_answered_too(tmp_path):
             return 1e30
 
     wild = tiny(learning_rate=Steep(), optimizer=AdamW(clip_norm=None))
-    with pytest.raises(InputError, match=r"no longer a number near step \d+: the learning rate, 1e\+30, is too high"):
+    with pytest.raises(InputError, match=r"the learning rate, 1e\+30, may be too high; try a lower one"):
         carried_out(wild, tmp_path)

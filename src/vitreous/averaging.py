@@ -22,9 +22,11 @@ class Average:
     @torch.no_grad()
     def update(self, skipped: Float[Tensor, ""]) -> None:
         """Move towards the weights, unless `skipped` is 1: then the step did not happen."""
+        if skipped.device.type == "cpu" and bool(skipped):  # there, looking is free, and 0 times NaN would be NaN
+            return
         averages, weights = self._parts()
         towards = torch._foreach_sub(weights, averages)
-        torch._foreach_mul_(towards, (1 - self.decay) * (1 - skipped))
+        torch._foreach_mul_(towards, (1 - self.decay) * (1 - skipped.to(averages[0].dtype)))
         torch._foreach_add_(averages, towards)
 
     @contextmanager

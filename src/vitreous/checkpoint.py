@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ from vitreous.errors import InputError
 from vitreous.files import sync_folder, writing
 
 FORMAT = 2
-IDLE, READY, AT_WORK, FAILED = range(4)
-"""How far a process is with writing a checkpoint."""
+IDLE, READY, FAILED, AT_WORK = range(4)
+"""How far a process is with writing a checkpoint. The highest of all counts: nobody goes on while one is at work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,8 @@ class Checkpoints:
         Raises:
             InputError: if the disk is full or read-only; the checkpoints written before are untouched.
         """
-        self.finish()
+        with suppress(InputError):  # what became of the one before says nothing about this one
+            self.finish()
         if state["step"] != self.newest_step:
             self._begin(state, tensors, copy=False)
             self.finish()
@@ -181,8 +184,8 @@ class Checkpoints:
         """
         current = self._writing
         if phase == READY and current is not None:
-            if self.world.is_main and current.commit is None:
-                current.commit = self._run(lambda: self._commit(current))
+            if current.commit is None:
+                current.commit = self._run(lambda: self._commit(current) if self.world.is_main else None)
             else:
                 self._writing, self.newest_step = None, current.state["step"]
         if phase == FAILED:
@@ -206,15 +209,18 @@ class Checkpoints:
                 return
             self.proceed(phase)
 
-    def newest(self) -> Saved | None:
-        """The newest whole checkpoint; None if there never was one.
+    def newest(self, *, most: int | None = None) -> Saved | None:
+        """The newest whole checkpoint; None if there never was one, or, given `most`, none of at most so many steps.
 
-        Damaged ones that are newer are renamed to `….damaged`, and why is written into them.
+        Damaged ones that are newer are in `damaged` then.
 
         Raises:
-            InputError: if all are damaged, or one cannot be read for another reason.
+            InputError: if all are damaged and `most` is not given, or one cannot be read for another reason.
         """
-        for name in reversed(self.world.on_main(lambda: [path.name for path in self.saved()])):
+        names = self.world.on_main(lambda: [path.name for path in self.saved()])
+        if most is not None:
+            names = [name for name in names if name[5:].isdecimal() and int(name[5:]) <= most]
+        for name in reversed(names):
             path = self.folder / name
             manifest, reason = None, ""
             try:
@@ -229,6 +235,8 @@ class Checkpoints:
                 self.newest_step = manifest["state"]["step"]
                 return Saved(path, manifest)
             self.damaged[path] = reason
+        if most is not None:
+            return None
         if self.damaged or self.world.on_main(lambda: any(self.folder.glob("step-*.damaged"))):
             why = "; ".join(f"{path.name}: {reason}" for path, reason in self.damaged.items())
             raise InputError(
@@ -243,7 +251,8 @@ class Checkpoints:
             aside = path.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            (aside / "reason.txt").write_text(f"{reason}\n", "utf-8")
+            with suppress(OSError):  # a disk may be full; the console says it too
+                (aside / "reason.txt").write_text(f"{reason}\n", "utf-8")
 
     def differences(self, saved: Saved) -> list[str]:
         """In what this process differs from the one that wrote `saved`, where that may change bits."""
@@ -276,7 +285,8 @@ class Checkpoints:
                 own[name] = Holding(kept.contiguous(), holding.shape, holding.start)
         shapes = {name: [_dtype_name(tensor), list(tensor.shape)] for name, tensor in tensors.items()}
         folder = self.folder / f"step-{state['step']:08d}.tmp-{self.attempt}"
-        self._writing = _Writing(folder, state, shapes, self._run(lambda: self._write_part(folder, own)))
+        # training goes on to change `state`, too
+        self._writing = _Writing(folder, deepcopy(state), shapes, self._run(lambda: self._write_part(folder, own)))
 
     def _run(self, work: Callable[[], None]) -> Future[None]:
         if self._thread is None:
@@ -287,7 +297,7 @@ class Checkpoints:
         """Write the file of this process, and beside it what the manifest will say of it."""
         file = folder / f"rank-{self.world.rank:05d}.safetensors"
         needed = sum(holding.local.nbytes for holding in own.values()) * self.world.size
-        with writing(folder):
+        with self._refusals(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if (free := shutil.disk_usage(folder).free) < needed:
                 raise InputError(
@@ -302,7 +312,7 @@ class Checkpoints:
     def _commit(self, written: "_Writing") -> None:
         """Write the manifest over all parts, give the folder its name, and delete what is not kept."""
         target = written.folder.with_suffix("")
-        with writing(self.folder):
+        with self._refusals(self.folder):
             files = {}
             for rank in range(self.world.size):
                 part = written.folder / f"rank-{rank:05d}.json"
@@ -322,7 +332,18 @@ class Checkpoints:
             self.check()
             written.folder.rename(target)
             sync_folder(self.folder)
-        self._prune()
+        with suppress(OSError):  # the new one is whole; what could not be deleted now is next time
+            self._prune()
+
+    @contextmanager
+    def _refusals(self, path: Path) -> Iterator[None]:
+        """Whatever the system refuses is an `InputError`, so that training can go on."""
+        try:
+            with writing(path):
+                yield
+        except OSError as error:
+            self.check()  # whoever takes the run over removes what is unfinished
+            raise InputError(f"cannot write {path}: {error.strerror or error}; see to the disk") from error
 
     def _prune(self) -> None:
         saved = self.saved()
@@ -370,12 +391,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ValueError: if a byte of it has changed since it was written.
     """
     data = (path / "manifest.json").read_bytes()
-    sealed = json.loads(data)
-    manifest = sealed["manifest"] if isinstance(sealed, dict) else {}
-    if manifest.get("format") != FORMAT:
-        raise ValueError("it was written by another version")
-    if _sealed(manifest) != data or f"step-{manifest['state']['step']:08d}" != path.name:
+    try:
+        manifest = json.loads(data)["manifest"]
+        same = _sealed(manifest) == data
+    except (ValueError, KeyError, TypeError, RecursionError):
+        same = False
+    if not same:
         raise ValueError("manifest.json has changed since it was written")
+    if manifest["format"] != FORMAT:
+        raise ValueError("it was written by another version")
+    if f"step-{manifest['state']['step']:08d}" != path.name:
+        raise ValueError("manifest.json is that of another step")
     return manifest
 
 

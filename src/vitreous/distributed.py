@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 TIMEOUT_S = 300.0
 """How long a process waits for the others before it gives up."""
+MEETING_S = 300.0
+"""How long it waits for them at the start at least: machines are not equally fast at importing torch."""
 MAIN_POLL_S = 0.05
 """How often a process looks whether the main one has done its work."""
 
@@ -66,8 +68,7 @@ class World:
     @property
     def launcher(self) -> str:
         """What to type before the command to start as many on this machine; "" for one process."""
-        local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        return f"torchrun --nproc-per-node {local} -m" if self.size > 1 else ""
+        return launcher()
 
     @property
     def restarted(self) -> bool:
@@ -185,6 +186,12 @@ class Agreement:
         return self._said.tolist()
 
 
+def launcher() -> str:
+    """What stands before the command where several processes carry it out; "" for one."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return f"torchrun --nproc-per-node {local} -m" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+
+
 def lost(error: Exception) -> bool:
     """Whether `error` says that another process is gone."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
@@ -230,30 +237,29 @@ def end_with_parent() -> None:
 
 
 def _meet(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
-    timeout = timedelta(seconds=timeout_s)
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_accelerator_backend(device)}"
+    patience_s, timeout = max(timeout_s, MEETING_S), timedelta(seconds=timeout_s)
     try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
-            store = agreed_store(rank, size, timeout)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        else:
-            dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+        store = agreed_store(rank, size, timedelta(seconds=patience_s))
+        store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         said = str(error).partition("\n")[0]
         raise InputError(
-            f"process {rank} of {size} did not meet the others within {timeout_s:.0f} s ({said}); "
+            f"process {rank} of {size} did not meet the others within {patience_s:.0f} s ({said}); "
             "look whether all were started and their machines reach each other"
         ) from error
 
 
 def agreed_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """The launcher's store, below a prefix that only this attempt uses.
+    """The store in which processes find each other, below a prefix that only this attempt uses.
 
     torchrun keeps one store over all restarts, and a process that reads an address left there by a dead one waits
     for it in vain. So process 0 draws a name, and each other asks until process 0 has answered its own question.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # or the launcher keeps it
+    store = dist.TCPStore(host, port, is_master=ours, timeout=timeout, wait_for_workers=False, multi_tenant=True)
     if rank == 0:
         name = uuid.uuid4().hex
         store.set("vitreous/name", name)

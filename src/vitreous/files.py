@@ -107,6 +107,7 @@ def writing(path: Path) -> Iterator[None]:
     reasons = {
         errno.ENOSPC: "the disk is full; free some space, or choose another place",
         errno.EDQUOT: "your disk quota is used up; free some space, or choose another place",
+        errno.EIO: "the disk fails; see to it, or choose another place",
         errno.EFBIG: "it is larger than a file may be there; choose another place",
         errno.EBUSY: "something is mounted there or holds it; choose a folder in it, or another place",
         errno.EROFS: "the file system is read-only; choose another place",

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +24,15 @@ class OptimizerConfig(Config):
         check_ranges(self, weight_decay=(0, math.inf), clip_norm=(1e-12, math.inf))
 
     @abstractmethod
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of `module`'s trained parameters."""
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters, by their names; a step where its `found_inf` is 1 changes nothing."""
 
-    def groups(self, module: nn.Module) -> list[dict]:
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict]:
         """Parameters with decay and without."""
         decayed, free = [], []
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                token = "position" in name or name.endswith(("prefix", "probe"))
-                (free if parameter.ndim < 2 or token else decayed).append(parameter)
+        for name, parameter in parameters.items():
+            token = "position" in name or name.endswith(("prefix", "probe"))
+            (free if parameter.ndim < 2 or token else decayed).append(parameter)
         return [{"params": decayed, "weight_decay": self.weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
@@ -49,8 +49,8 @@ class AdamW(OptimizerConfig):
         super().__post_init__()
         check_ranges(self, betas=(0, BELOW_ONE))
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.groups(module), lr=0.0, betas=self.betas, fused=True)
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.groups(parameters), lr=0.0, betas=self.betas, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,10 @@ class SGD(OptimizerConfig):
         super().__post_init__()
         check_ranges(self, momentum=(0, BELOW_ONE))
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        optimizer = torch.optim.SGD(self.groups(module), lr=0.0, momentum=self.momentum, fused=True)
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(self.groups(parameters), lr=0.0, momentum=self.momentum, fused=True)
         if self.momentum:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            for parameter in parameters.values():
                 # torch would leave it undefined if the first step is skipped; a first step from zero is the same
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.detach())
         return optimizer

@@ -17,6 +17,8 @@ LEAST = 32
 """Steps there must be before anything can stand out."""
 SIGMAS = 6.0
 """Standard deviations above their mean from which on a number stands out."""
+LEAST_RATIO = 1.01
+"""Of a number to that mean: where all numbers are alike, a small difference is many standard deviations."""
 WATCHED = ("loss", "grad_norm")
 
 Row = dict[str, float]
@@ -85,21 +87,23 @@ class Recent:
         return {"slowest": waits.index(min(waits)), "behind_s": max(waits) - min(waits)}
 
     def spikes(self, row: Row) -> Row:
-        """What of `row` stands far above the steps before it, with the mean it stands above; then counts it in."""
+        """What of `row` stands far above the steps before it, with the mean it stands above; then counts it in.
+
+        Nothing of a skipped step.
+        """
         found = {}
-        for name in WATCHED:
+        for name in WATCHED if not row["skipped"] else ():
             before = self.history.setdefault(name, [])
-            if len(before) >= LEAST and math.isfinite(row[name]):
+            if len(before) >= LEAST:
                 mean = fmean(before)
-                if row[name] > mean + SIGMAS * stdev(before) and row[name] > 1.01 * mean:
+                if row[name] > LEAST_RATIO * mean and row[name] > mean + SIGMAS * stdev(before):
                     found |= {name: row[name], f"usual_{name}": mean}
-            if math.isfinite(row[name]):
-                self.history[name] = [*before, row[name]][-WINDOW:]
+            self.history[name] = [*before, row[name]][-WINDOW:]
         return found
 
     def state(self) -> Mapping[str, object]:
         """What a checkpoint must hold so that lines and spikes are those of a run that never stopped."""
-        return {"rows": self.rows, "history": self.history}
+        return {"rows": list(self.rows), "history": dict(self.history)}  # written while more steps are taken
 
     def next_line(self) -> "Recent":
         """A new line after this one."""

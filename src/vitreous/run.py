@@ -1,5 +1,7 @@
 """A training run, as data: everything needed to repeat it."""
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -122,3 +124,8 @@ class Run(Config):
         """The config as JSON types, without what may change when a run goes on: it changes no result."""
         free = ("num_workers", "checkpoint", "parallel", "activation_checkpointing")
         return {name: value for name, value in self.to_dict().items() if name not in free}
+
+    def identity(self, fingerprint: str) -> str:
+        """Equal for runs that give equal checkpoints, on data with that fingerprint."""
+        text = json.dumps([self.essence(), fingerprint], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,7 +1,9 @@
 """The folder of one run: what is in it, by name. Training appends to it, reports read it."""
 
+import errno
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -208,9 +210,13 @@ class RunFolder:
 
     def append(self, measurement: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+        line = f"{json.dumps(measurement)}\n".encode()
+        with writing(self.metrics), open(self.metrics, "ab", buffering=0) as file:
             self.check()  # with the file open: `forget_after` of whoever claims it now puts another in its place
-            file.write(json.dumps(measurement) + "\n")
+            end = os.fstat(file.fileno()).st_size
+            if file.write(line) < len(line):
+                file.truncate(end)  # or the next line would be joined to this half
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def measurements(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut short by a power cut is left out."""

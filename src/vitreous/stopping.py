@@ -18,9 +18,7 @@ class Stopped(Exception):
 class Lost(Exception):
     """Another process of the run died, hangs or was cut off; the newest checkpoint can be gone on with."""
 
-    def __init__(self, step: int, steps: int, reason: str) -> None:
-        self.exit_code = EXIT_TRY_AGAIN
-        super().__init__(f"{reason} after step {step:,} of {steps:,}")
+    exit_code = EXIT_TRY_AGAIN
 
 
 class StopRequest:

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vitreous.averaging import Average
 from vitreous.checkpoint import Saved
 from vitreous.data.batch import Batch
 from vitreous.distributed import World
-from vitreous.errors import InputError
 from vitreous.guard import Guard
 from vitreous.objectives.base import Objective
 from vitreous.parallel import PairwiseSum, Placed, compute_again, local, units
@@ -67,7 +66,10 @@ class Trainee:
                 unit.compile()
         in_order = run.exact or world.device.type == "cpu"
         self.placed: Placed = run.parallel.place(objective, world, in_order=in_order)
-        self.optimizer = run.optimizer.build(objective)
+        self.parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        self.own = {name: nn.Parameter(local(p.detach())) for name, p in self.parameters.items()}
+        """What of each parameter lies in this process: optimizers know nothing of sharding."""
+        self.optimizer = run.optimizer.build(self.own)
         self.average = None if run.ema_decay is None else Average(objective, run.ema_decay)
         self.guard = Guard(world.device, run.max_skipped_steps)
 
@@ -88,8 +90,11 @@ class Trainee:
         skipped = self.guard.refuses(loss, norm)
         optimizer: Any = self.optimizer
         optimizer.found_inf, optimizer.grad_scale = skipped, None  # fused optimizers look at them on the device
+        for name, parameter in self.parameters.items():
+            self.own[name].data = local(parameter.detach())
+            self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         if self.average is not None:
             self.average.update(skipped)
         self.objective.after_step(progress)
@@ -116,14 +121,19 @@ class Trainee:
                 if last:
                     torch._foreach_copy_(gradients, tree.total())
                 else:
-                    self.optimizer.zero_grad(set_to_none=True)
+                    self.forget_gradients()
         return names, torch.stack(rows)
 
     def _typed(self, batch: Batch) -> Batch:
         return replace(batch, images=batch.images.double()) if self.world.dtype == torch.float64 else batch
 
     def _local_gradients(self) -> list[Tensor]:
-        return [local(p.grad) for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return [local(p.grad) for p in self.parameters.values() if p.grad is not None]
+
+    def forget_gradients(self) -> None:
+        """Free what the last backward pass has left."""
+        self.objective.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _clipped_norm(self) -> Float[Tensor, ""]:
         """The global norm of the gradient, which is then scaled down if it is above the limit."""
@@ -142,9 +152,9 @@ class Trainee:
     def tensors(self) -> dict[str, Tensor]:
         """All of the state that is tensors: weights, moments of the optimizer, the average."""
         named = {f"weights/{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        for name, parameter in self.objective.named_parameters():
-            for moment, tensor in self.optimizer.state.get(parameter, {}).items():
-                named[f"optimizer/{name}/{moment}"] = tensor
+        for name, parameter in self.parameters.items():
+            for moment, tensor in self.optimizer.state.get(self.own[name], {}).items():
+                named[f"optimizer/{name}/{moment}"] = _laid_out(tensor, parameter)
         if self.average is not None:
             named |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
         return named
@@ -155,18 +165,14 @@ class Trainee:
         Raises:
             InputError: if it holds the state of another model or optimizer.
         """
-        parameters = dict(self.objective.named_parameters())
         for path, (dtype, shape) in saved.shapes.items():
             kind, _, name = path.partition("/")
-            if kind != "optimizer":
-                continue
             name, _, moment = name.rpartition("/")
-            if name not in parameters:
-                raise InputError(f"{saved.path} is of another model: it has {path}; choose another --out")
-            like = parameters[name].detach()
-            whole = shape != tuple(like.shape)
-            empty = torch.zeros(shape, dtype=dtype, device=local(like).device) if whole else torch.zeros_like(like)
-            self.optimizer.state[parameters[name]][moment] = empty
+            if kind == "optimizer" and name in self.own:
+                own = self.own[name].detach()
+                same = shape == tuple(self.parameters[name].shape)
+                empty = torch.zeros_like(own) if same else torch.zeros(shape, dtype=dtype, device=own.device)
+                self.optimizer.state[self.own[name]][moment] = empty
         saved.load(self.tensors())
 
     def whole(self) -> Objective:
@@ -182,3 +188,13 @@ class Trainee:
         objective = self.run.objective.build(self.run.model, num_classes=self.num_classes)
         objective.load_state_dict(gathered)
         return objective
+
+
+def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
+    """A moment of the optimizer as a part of a whole, if it is of a part of `parameter`."""
+    if not isinstance(parameter, DTensor) or moment.shape != parameter.to_local().shape:
+        return moment
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        moment, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )

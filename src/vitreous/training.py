@@ -1,6 +1,5 @@
 """Training: one loop for every objective, in any number of processes."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from vitreous.data.loader import step_size, training_batches
 from vitreous.data.source import Source
 from vitreous.diagnosis import diagnose
 from vitreous.distributed import World, lost
-from vitreous.errors import InputError
+from vitreous.errors import InputError, SaidElsewhere
 from vitreous.evaluation.classify import measure, scored
 from vitreous.files import write_text
 from vitreous.hang import HangWatch
@@ -25,6 +24,7 @@ from vitreous.objectives.supervised import SupervisedObjective
 from vitreous.recent import Recent, Row
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
+from vitreous.run_state import typeable
 from vitreous.stopping import EXIT_TRY_AGAIN, Lost, Stopped, StopRequest
 from vitreous.trainee import Trainee
 
@@ -65,7 +65,7 @@ def train(
         return work.carry_out(time_limit_s)
     except Exception as error:
         if lost(error):
-            raise Lost(work.done, run.steps, f"process {world.rank} lost the others") from error
+            raise Lost(f"process {world.rank} lost the others after step {work.done:,} of {run.steps:,}") from error
         raise
 
 
@@ -90,12 +90,11 @@ class Training:
         )
         start = replace(run, weights=None) if begun else run  # what they started from may be gone by now
         self.trainee = Trainee(start, world, num_classes=len(data.classes))
-        essence = json.dumps([run.essence(), fingerprint], sort_keys=True)
         self.checkpoints = Checkpoints(
             folder.checkpoints,
             world=world,
             config=run.checkpoint,
-            identity=hashlib.blake2b(essence.encode(), digest_size=16).hexdigest(),
+            identity=run.identity(fingerprint),
             circumstances=world.circumstances(exact=run.exact),
             copies=self.trainee.placed.copies,
             copy=self.trainee.placed.copy,
@@ -205,7 +204,8 @@ class Training:
                     self.save(background=run.checkpoint.background)
                     saved_at = time.monotonic()
                 stacks.beat()
-                self.recent.started += time.monotonic() - paused  # the speed is that of training alone
+                now = time.monotonic()  # the speed is that of training alone
+                self.recent.started = min(self.recent.started + now - paused, now)
                 if stopping:
                     stop.signal = signal or None
                     code = stop.exit_code if signal else EXIT_TRY_AGAIN
@@ -215,6 +215,7 @@ class Training:
     def save(self, *, at_once: bool = False, background: bool = False, score: float | None = None) -> None:
         """Write a checkpoint; if it must not be now, only if the disk takes it."""
         self.look_at_rows()
+        self.catch_up()  # what is gone on with from here must not lack lines
         state = {
             "step": self.done,
             "seconds": self.seconds,
@@ -247,24 +248,30 @@ class Training:
                 self.log({"step": row["step"], "event": "spike", **found})
 
     def halt(self, step: int) -> NoReturn:
-        """Keep the state before `step`, whose numbers are not finite, and say where they come from."""
+        """Keep the state before `step`, whose numbers are not finite, and say where they come from.
+
+        Weights that are not finite themselves are not kept: the checkpoint before them is worth more.
+        """
         with self.going_on_without("checkpoint"):
             self.checkpoints.finish()
         self.done, self.skipped = step - 1, self.run.max_skipped_steps
         self.recent.rows = [row for row in self.recent.rows if row["step"] < step]
-        finding = diagnose(self.trainee, self.data, step=self.done)
-        if self.done:
+        cause = diagnose(self.trainee, self.data, step=self.done)
+        if self.done and cause.kind != "weight":
             self.save()
         name = next((name for name in ("peak", "value") if hasattr(self.run.learning_rate, name)), None)
         now = getattr(self.run.learning_rate, name) if name else self.run.learning_rate(step / self.run.steps)
-        lower = f"vitreous train {self.folder.record} --learning_rate.{name} {now / 3:.2g}" if name else "a lower one"
-        what = f"loss or gradient is no finite number at step {step:,}, which was not carried out: {finding}"
+        record, path = (typeable(str(path)) for path in (self.folder.record, self.folder.path))
+        lower = f"vitreous train {record} --learning_rate.{name} {now / 3:.2g}" if name else "a lower one"
+        what = f"loss or gradient is no finite number at step {step:,}, which was not carried out: {cause.text}"
         advice = f"the learning rate, {now:g}, may be too high; try {lower}"
-        if self.world.is_main:
-            failure = {"what": what, "step": step, "advice": advice}
-            with self.going_on_without("failure.json"):
-                write_text(self.folder.failure, json.dumps(failure, indent=1, ensure_ascii=False) + "\n")
-        raise Diverged(f"{what}; {advice}, or look at it: vitreous replay {self.folder.path} --step {step}")
+        if not self.world.is_main:
+            raise SaidElsewhere("process 0 says why")
+        failure = {"what": what, "step": step, "advice": advice}
+        with self.going_on_without("failure.json"):
+            self.folder.check()
+            write_text(self.folder.failure, json.dumps(failure, indent=1, ensure_ascii=False) + "\n")
+        raise Diverged(f"{what}; {advice}, or look at it: vitreous replay {path} --step {step}")
 
     def write_line(self) -> str:
         """Log the means over the steps since the last line; these figures in words."""
@@ -309,10 +316,13 @@ class Training:
 
     def log(self, measurement: dict[str, Any]) -> None:
         """Write a measurement; if the disk refuses, keep it until it does not."""
-        if not self.world.is_main:
-            return
-        self.unwritten.append(measurement)
-        with self.going_on_without(f"measurement of step {measurement['step']:,}"):
+        if self.world.is_main:
+            self.unwritten.append(measurement)
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write the measurements that are not yet, in their order."""
+        with self.going_on_without("measurements"):
             while self.unwritten:
                 self.folder.append(self.unwritten[0])
                 del self.unwritten[0]

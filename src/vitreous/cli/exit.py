@@ -13,7 +13,16 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from vitreous.cli import inspecting, machine, measuring, models, runs, training, using  # noqa: F401 - each adds its commands
+from vitreous.cli import (  # noqa: F401 - each adds its commands
+    inspecting,
+    machine,
+    measuring,
+    models,
+    replaying,
+    runs,
+    training,
+    using,
+)
 from vitreous.cli.app import app
 from vitreous.errors import InputError, SaidElsewhere
 
@@ -48,6 +57,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all when one has failed
         code = _explain(error)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -65,9 +75,12 @@ def _explain(error: BaseException) -> int:
         _complain("cannot write the result: the disk behind the output is full")
         return EXIT_INPUT
     if isinstance(error, Stopped):
+        from vitreous.distributed import launcher
         from vitreous.provenance import command_line
 
-        _complain(f"{error}; saved. To go on, type the same command again: {command_line()}")
+        if os.environ.get("RANK", "0") == "0":  # all stop together
+            again = f"{launcher()} {command_line()}".strip()
+            _complain(f"{error}; saved. To go on, type the same command again: {again}")
         return error.exit_code
     if isinstance(error, Lost):
         _complain(f"{error}; the newest checkpoint is whole, and the same command goes on from it")

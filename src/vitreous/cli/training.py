@@ -119,6 +119,7 @@ def train(
     from vitreous.fields import override, walk
     from vitreous.recipes.shipped import recipe as find_recipe
     from vitreous.run_folder import choose_folder
+    from vitreous.stopping import Lost
 
     if minutes is not None and not (0 <= minutes < math.inf):
         raise InputError(f"--minutes must be 0 or more, got {minutes:g}")
@@ -140,10 +141,15 @@ def train(
     console = Console(quiet=not world.is_main)
     folder = world.on_main(lambda: choose_folder(out, name, same=lambda record: same_run(record.get("config"), run)))
     limit = None if minutes is None else minutes * 60
-    with ExitStack() as held:
-        world.on_main(lambda: _claim(folder, run, held, wait_s=2 * timeout_s if world.restarted else 0.0))
-        prepared = world.on_main(lambda: look(run.data, folder, console))
-        finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
+    try:
+        with ExitStack() as held:
+            world.on_main(lambda: _claim(folder, run, held, wait_s=2 * timeout_s if world.restarted else 0.0))
+            prepared = world.on_main(lambda: look(run.data, folder, console))
+            finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
+    except Exception as error:
+        if distributed.lost(error):
+            raise Lost(f"process {world.rank} lost the others") from error
+        raise
     world.leave()
     return finish(finished, json=json) if world.is_main else 0
 

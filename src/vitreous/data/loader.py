@@ -1,7 +1,9 @@
 """Batches in an order that is a pure function of the seed, so that one integer is all there is to resume."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -205,6 +207,18 @@ def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
 
 def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End a worker when the process it reads for was killed.
+
+    torch ends it when its parent is gone, but that is the fork server, which lives as long as a worker does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _context() -> BaseContext:

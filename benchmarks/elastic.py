@@ -136,32 +136,33 @@ class Job:
         return next(process.pid for process in self.alive("worker") if process.rank == rank)
 
     def until(self, done: Callable[[], object], what: str, *, limit_s: float = LIMIT_S) -> float:
-        """Wait until `done`; the moment."""
+        """Wait until `done`; the moment.
+
+        Raises:
+            TimeoutError: if the launcher ends before, or that takes longer than `limit_s`.
+        """
         deadline = time.monotonic() + limit_s
         while not done():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{what} did not come in {limit_s:g} s:\n{self.text[-4000:]}")
+            if time.monotonic() > deadline or (self.popen.poll() is not None and not done()):
+                raise TimeoutError(f"{what} did not come:\n{self.text[-6000:]}")
             time.sleep(0.02)
         return time.monotonic()
 
-    def until_step(self, step: int, *, attempt: int = 0) -> float:
-        """Wait until a process whose claim is later than `attempt` has logged `step`; the moment."""
-        return self.until(
-            lambda: (attempt_of(self.folder) > attempt and step_of(self.folder) >= step) or self.popen.poll() is not None,
-            f"step {step}",
-        )
+    def until_step(self, step: int) -> float:
+        """Wait until `step` is logged; the moment."""
+        return self.until(lambda: step_of(self.folder) >= step, f"step {step}")
 
     def until_trained(self, *, attempt: int) -> tuple[float, int]:
         """Wait until an attempt later than `attempt` has taken a step; the moment, and the step it began at."""
         where = len(self.lines)
-        self.until(lambda: attempt_of(self.folder) > attempt or self.popen.poll() is not None, "a new attempt")
+        self.until(lambda: attempt_of(self.folder) > attempt, "a new attempt")
 
-        def began() -> list[str]:
-            return [line for _, line in self.lines[where:] if "going on from step" in line or "training on" in line]
+        def begins() -> list[str]:
+            return [line for _, line in self.lines[where:] if "going on from step" in line]
 
-        self.until(lambda: any("going on" in line for line in began()) or self.popen.poll() is not None, "going on")
-        first = int(began()[-1].split("going on from step ")[1].split(" ")[0].replace(",", ""))
-        return self.until(lambda: step_of(self.folder) > first or self.popen.poll() is not None, "a step"), first
+        self.until(begins, "going on")
+        first = int(begins()[-1].split("going on from step ")[1].split(" ")[0].replace(",", ""))
+        return self.until(lambda: step_of(self.folder) > first, "a step"), first
 
     def noticed(self, since: float) -> float:
         """Seconds from `since` until anything was said by our processes or the launcher about the fault."""
@@ -170,9 +171,12 @@ class Job:
 
     def end(self, *, limit_s: float = LIMIT_S) -> int:
         """Wait until the launcher has ended; its exit code."""
-        self.until(lambda: self.popen.poll() is not None, "the end", limit_s=limit_s)
+        try:
+            code = self.popen.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"the end did not come:\n{self.text[-6000:]}") from None
         self.reader.join(5)
-        return self.popen.returncode
+        return code
 
     def gone_s(self, since: float, *, limit_s: float = 10.0) -> tuple[float, int]:
         """Seconds from `since` until none of its processes lived, and how many did after `limit_s`."""
@@ -341,7 +345,9 @@ def killed_launcher(bench: Bench) -> Outcome:
         before, readers = step_of(run.folder), len(run.alive("reader"))
         run.popen.kill()
         at = time.monotonic()
-        gone = run.until(lambda: not run.alive("worker") or time.monotonic() - at > 30, "end of workers") - at
+        while run.alive("worker") and time.monotonic() - at < 30:
+            time.sleep(0.02)
+        gone = time.monotonic() - at
         all_gone, orphans = run.gone_s(at)
         step = step_of(run.folder)
     with job(out, words=words, steps=bench.steps) as again:

@@ -18,8 +18,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,15 +27,14 @@ import torch._dynamo  # or every trainer would import it in its first step
 from safetensors import safe_open
 
 import vitreous.experiment
-import vitreous.inspection.report  # noqa: F401 - imported once, here
+import vitreous.inspection.report
 import vitreous.recipes.shipped  # noqa: F401
 from vitreous.checkpoint import read_manifest
 from vitreous.cli.exit import main
-from vitreous.config import Config
 from vitreous.data import loader
 from vitreous.data.prepare import DataConfig
 from vitreous.data.views import EvalView, TrainView
-from vitreous.parallel import FullShard, Parallel, Replicate
+from vitreous.parallel import Parallel, Replicate
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.schedule import Cosine
@@ -62,7 +61,7 @@ def photos(shared: Path, tar: Path) -> Path:
     return tar
 
 
-def small(tar: Path, *, steps: int = 400, parts: int = 2, parallel: Parallel = Replicate()) -> Run:
+def small(tar: Path, *, steps: int = 400, parallel: Parallel = Replicate(), exact: bool = False) -> Run:
     """A run with everything in it that a resume could get wrong."""
     return Run(
         data=DataConfig(path=str(tar)),
@@ -71,10 +70,11 @@ def small(tar: Path, *, steps: int = 400, parts: int = 2, parallel: Parallel = R
         model=vit("32x2/8", image_size=32, dropout=0.1, drop_path=0.1),
         learning_rate=Cosine(peak=3e-3),
         batch_size=8,
-        num_micro_batches=parts,
+        num_micro_batches=2,
         steps=steps,
         num_evaluations=8,
         parallel=parallel,
+        exact=exact,
         ema_decay=0.95,
     )
 
@@ -85,7 +85,9 @@ class Training:
 
     place: Path
     run: Run
-    processes: int = 1
+    sizes: tuple[int, ...] = (1,)
+    """Numbers of processes, of which each start takes one."""
+    starts: int = 0
 
     def __post_init__(self) -> None:
         self.place.mkdir(parents=True)
@@ -99,8 +101,9 @@ class Training:
     def folder(self) -> RunFolder:
         return RunFolder(self.place / "run")
 
-    def ledger(self, rank: int = 0) -> Path:
-        return self.place / f"ledger-{rank}"
+    @property
+    def ledger(self) -> Path:
+        return self.place / "ledger"
 
     @property
     def log(self) -> str:
@@ -108,22 +111,21 @@ class Training:
         path = self.place / "log"
         return path.read_text() if path.exists() else ""
 
-    def start(self, *, workers: int = 0, every_s: float = 0.0, background: bool = True) -> "Group":
+    def start(self, *, processes: int, workers: int = 0, every_s: float = 0.0, background: bool = True) -> "Group":
         """Trainers of this run, begun or gone on with."""
+        self.starts += 1
         words = ["train", str(self.recipe), "--out", str(self.folder.path), "--device", "cpu"]
         words += ["--num_workers", str(workers), "--checkpoint.every_s", str(every_s)]
         words += ["--checkpoint.background", str(background).lower()]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        group = 0
-        pids = []
-        for rank in range(self.processes):
-            pids.append(self._fork(rank, port, words, group))
-            group = group or pids[0]
+        pids: list[int] = []
+        for rank in range(processes):
+            pids.append(self._fork(rank, processes, port, words, group=pids[0] if pids else 0))
         return Group(pids)
 
-    def _fork(self, rank: int, port: int, words: list[str], group: int) -> int:
+    def _fork(self, rank: int, size: int, port: int, words: list[str], *, group: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         if pid := os.fork():
@@ -135,17 +137,17 @@ class Training:
             log = os.open(self.place / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            if self.processes > 1:
+            if size > 1:
                 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-                values = (rank, rank, self.processes, self.processes, port)
+                values = (rank, rank, size, size, port)
                 os.environ.update({name: str(value) for name, value in zip(names, values)}, MASTER_ADDR="127.0.0.1")
-            code = _train(words, self.ledger(rank))
+            code = _train(words, self.ledger, start=self.starts)
         finally:
             os._exit(code)
 
     def finish(self) -> None:
         """Carry the run on to its end."""
-        codes = self.start(every_s=1e9).wait()
+        codes = self.start(processes=self.sizes[0], every_s=1e9).wait()
         assert set(codes) == {0}, f"{codes}: {self.log[-2000:]}"
 
     def digest(self) -> str:
@@ -169,16 +171,12 @@ class Training:
         return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
     def consumed(self) -> dict[int, list[int]]:
-        """The images of each step; of a step that was taken several times, the last time counts."""
-        steps: dict[int, list[int]] = {}
-        for rank in range(self.processes):
-            own = {}
-            for line in self.ledger(rank).read_text().splitlines():
-                step, *images = map(int, line.split())
-                own[step] = images
-            for step, images in own.items():
-                steps.setdefault(step, []).extend(images)
-        return {step: sorted(images) for step, images in steps.items()}
+        """The images of each step; of a step that was taken several times, those of the last time."""
+        steps: dict[int, dict[int, list[int]]] = {}
+        for line in self.ledger.read_text().splitlines():
+            start, step, *images = map(int, line.split())
+            steps.setdefault(step, {}).setdefault(start, []).extend(images)
+        return {step: sorted(taken[max(taken)]) for step, taken in sorted(steps.items())}
 
     def lost_and_repeated(self) -> tuple[int, int]:
         """Over all whole epochs: images that none of its steps consumed, and times one was consumed once more."""
@@ -189,6 +187,10 @@ class Training:
             lost += PHOTOS["train"] - len(counts)
             repeated += counts.total() - len(counts)
         return lost, repeated
+
+    def noted(self) -> int:
+        """Bytes of the ledger: it grows by some 30 a step."""
+        return self.ledger.stat().st_size if self.ledger.exists() else 0
 
     def checkpoints(self) -> list[Path]:
         """The finished ones."""
@@ -225,7 +227,7 @@ class Group:
         return [self.codes[pid] for pid in self.pids]
 
 
-def _train(words: list[str], ledger: Path) -> int:
+def _train(words: list[str], ledger: Path, *, start: int) -> int:
     """The command line in this process, to its very end; every step's images go into `ledger`."""
     torch.set_num_threads(1)
     loader._context = lambda: multiprocessing.get_context("fork")  # a fork server would import torch at each start
@@ -241,7 +243,7 @@ def _train(words: list[str], ledger: Path) -> int:
                 yield batch
 
         taken = take(self, step, passing())
-        os.write(note, f"{' '.join(map(str, [step, *images]))}\n".encode())
+        os.write(note, f"{' '.join(map(str, [start, step, *images]))}\n".encode())
         return taken
 
     Trainee.take = noted
@@ -264,7 +266,7 @@ class Injected:
     """What was done to one run, and whether anything of it can be seen in the result."""
 
     fault: str
-    processes: int
+    run: str
     injected: int
     """Signals that hit the run before its end."""
     hit: dict[str, int]
@@ -281,9 +283,9 @@ class Injected:
     """What went wrong, in words."""
 
 
-def undisturbed(place: Path, run: Run, *, processes: int) -> Training:
+def undisturbed(place: Path, run: Run, *, processes: int = 1) -> Training:
     """The run from beginning to end."""
-    training = Training(place, run, processes)
+    training = Training(place, run, (processes,))
     training.finish()
     assert training.lost_and_repeated() == (0, 0)
     return training
@@ -293,15 +295,18 @@ def kill(training: Training, *, like: Training, times: int, seed: int, progress:
     """SIGKILL to all processes of the run, again and again, then carry it on to its end."""
     rng, hit, problems = random.Random(seed), Counter(), []
     while hit.total() < times and not problems:
-        before = _ledger_size(training)
+        before = training.noted()
         group = training.start(
-            workers=rng.choice((0, 0, 1, 2)), every_s=rng.choice((0.0, 0.0, 0.1)), background=rng.random() < 0.6
+            processes=rng.choice(training.sizes),
+            workers=rng.choice((0, 0, 1, 2)),
+            every_s=rng.choice((0.0, 0.0, 0.1)),
+            background=rng.random() < 0.6,
         )
         if _wait_for(AIMS[hit.total() % len(AIMS)], training, group, rng):
             group.send(signal.SIGKILL)
         codes = group.wait()
         if -signal.SIGKILL in codes:
-            hit[_where(training, _ledger_size(training) - before)] += 1
+            hit[_where(training, training.noted() - before)] += 1
             progress()
         elif set(codes) == {0}:
             break  # the run was too short for so many
@@ -314,7 +319,7 @@ def terminate(training: Training, *, like: Training, times: int, seed: int, prog
     """SIGTERM to the whole group, or to one process of it, at random steps."""
     rng, hit, seconds, problems = random.Random(seed), Counter(), [], []
     while hit.total() < times:
-        group = training.start(workers=rng.choice((0, 1, 2)), every_s=1e9, background=rng.random() < 0.5)
+        group = training.start(processes=rng.choice(training.sizes), workers=rng.choice((0, 1, 2)), every_s=1e9)
         if not _wait_for("step", training, group, rng):
             group.wait()
             break
@@ -337,7 +342,7 @@ def _finished(
     lost, repeated = training.lost_and_repeated()
     return Injected(
         fault=fault,
-        processes=training.processes,
+        run=training.place.name,
         injected=hit.total(),
         hit=dict(hit),
         survived=hit.total() - len(problems),
@@ -350,22 +355,17 @@ def _finished(
     )
 
 
-def _ledger_size(training: Training) -> int:
-    ledger = training.ledger()
-    return ledger.stat().st_size if ledger.exists() else 0
-
-
 def _wait_for(aim: str, training: Training, group: Group, rng: random.Random) -> bool:
     """Wait for a random instant of that kind; whether it came before the trainers ended."""
     before = max(training.checkpoints(), default=Path())
-    steps, size = rng.randint(1, 10), _ledger_size(training)
+    steps, size = rng.randint(1, 10), training.noted()
     until = time.monotonic() + rng.uniform(0, 0.5)
 
     def reached() -> bool:
         if aim == "start":
             return time.monotonic() > until
-        if aim == "step" or _ledger_size(training) == size:
-            return _ledger_size(training) >= size + 25 * steps
+        if aim == "step" or training.noted() == size:
+            return training.noted() >= size + 30 * steps
         if aim == "write":
             return any(training.folder.checkpoints.glob("step-*.tmp-*"))
         return max(training.checkpoints(), default=Path()) > before
@@ -386,3 +386,14 @@ def _where(training: Training, steps: int) -> str:
     if len(names) > training.run.checkpoint.keep_last:
         return "rename"
     return "step" if steps else "start"
+
+
+if __name__ == "__main__":
+    place, data, kills, ends = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    run = small(photos(data, place / "photos.tar"), exact=True)
+    like = undisturbed(place / "undisturbed", run)
+    found = []
+    for name, inject, times in (("killed", kill, kills), ("ended", terminate, ends)):
+        training = Training(place / name, run, sizes=(1, 2))
+        found.append(asdict(inject(training, like=like, times=times, seed=0, progress=lambda: None)))
+    print(json.dumps(found))

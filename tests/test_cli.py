@@ -18,7 +18,7 @@ from vitreous.weights.convert import Agreement
 
 COMMANDS = (
     *("fit", "train", "evaluate", "predict", "inspect", "report", "models"),
-    *("budget", "convert", "selftest", "demo", "doctor"),
+    *("budget", "convert", "selftest", "demo", "doctor", "runs", "replay"),
 )
 
 
@@ -306,7 +306,7 @@ def begun(folder: Path, *words: str) -> subprocess.Popen:
     raise AssertionError("training did not begin")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_saves_and_says_how_to_go_on(number, code, photos, tmp_path, vitreous):
     process = begun(tmp_path / "run", "--data.path", str(photos))
     process.send_signal(number)
@@ -400,7 +400,7 @@ def test_weights_without_a_head_name_no_classes(trained, photos, vitreous, tmp_p
     assert "assumed" in answer.err  # no config.json lies beside them
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("number", "exit_code"), [("SIGINT", 130), ("SIGTERM", 75)])
 def test_a_signal_while_measuring_leaves_with_the_way_to_go_on(number, exit_code, photos, tmp_path):
     code = f"""
 import os, signal, sys

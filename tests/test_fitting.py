@@ -21,6 +21,7 @@ QUIET = Console(quiet=True)
 def test_a_run_leaves_everything_that_is_promised(trained, photos):
     assert {path.name for path in trained.iterdir()} == {
         "run.json",
+        "claim.json",
         "split.csv",
         "metrics.jsonl",
         "checkpoints",

@@ -55,7 +55,8 @@ def test_sizes_are_those_that_budget_measures(works):
     assert (found.optimizer, found.cast, found.activations) == (whole.optimizer, whole.weights, whole.activations)
     assert len(found.groups) == 1 + 24
     plain = work(plain_classifier(tiny()), optimizer=SGD(), dtype=torch.float32)
-    assert (plain.optimizer, plain.cast, plain.number) == (4 * plain.parameters, 0, 4)
+    assert (plain.optimizer, plain.number) == (4 * plain.parameters, 4)
+    assert plain.cast < 100  # nothing is cast; a few numbers of the loss
 
 
 def test_replicated_all_follows_from_closed_forms():
@@ -244,8 +245,8 @@ def test_64_processes_hold_of_a_huge_model_what_was_said(parallel, shards, fake_
     mine = sum(local(parameter).numel() for parameter in classifier.parameters())
     assert mine == held(works["H/14"].groups, shards=shards)
     assert mine == step(works["H/14"], Cluster(gpus=64), parallel=parallel, batch_size=64).parameters
-    assert mine == pytest.approx(works["H/14"].parameters / shards, rel=0.01 if shards == 8 else 0.04)
-    assert mine > works["H/14"].parameters / shards
+    assert mine == pytest.approx(works["H/14"].parameters / shards, rel=0.002)
+    assert mine >= works["H/14"].parameters / shards
     assert placed.copies == 64 // shards
 
 

@@ -9,7 +9,7 @@ import pytest
 from vitreous.stopping import StopRequest
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_the_first_signal_is_a_request_and_the_handlers_come_back(number, code):
     before = signal.getsignal(number)
     with StopRequest() as stop:

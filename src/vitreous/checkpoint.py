@@ -230,7 +230,7 @@ class Checkpoints:
                 reason = str(error) or type(error).__name__
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}; see to it and try again") from error
-            reason = next(filter(None, self.world.gather_texts(reason)), "")
+            reason = next(filter(None, self.world.share(reason)), "")
             if not reason and manifest is not None:
                 self.newest_step = manifest["state"]["step"]
                 return Saved(path, manifest)

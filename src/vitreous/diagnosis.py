@@ -135,7 +135,7 @@ def diagnose(trainee: Trainee, source: Source, *, step: int) -> Cause:
 def cause(trainee: Trainee, source: Source, watch: Watch, numbers: Float[Tensor, "micro_batch name"]) -> Cause:
     """The first of all that was `watched`, in any process, and is not finite; gradients are still in the parameters."""
     found = json.dumps(asdict(_own(trainee, source, watch, numbers)))
-    causes = [Cause(**json.loads(text)) for text in trainee.world.gather_texts(found)]
+    causes = [Cause(**json.loads(text)) for text in trainee.world.share(found)]
     order = Kind.__args__
     rank = min(range(len(causes)), key=lambda rank: order.index(causes[rank].kind))
     first = causes[rank]

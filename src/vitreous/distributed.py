@@ -134,13 +134,12 @@ class World:
         dist.all_gather(gathered, tensor.contiguous())
         return torch.stack(gathered)
 
-    def gather_texts(self, text: str) -> list[str]:
-        """That text of every process, in the order of their ranks."""
-        texts = [""] * self.size
-        if self.size == 1:
-            return [text]
-        dist.all_gather_object(texts, text)
-        return texts
+    def share(self, value: Result) -> list[Result]:
+        """That value of every process, in the order of their ranks; for now and then, not for every step."""
+        values: list = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def highest(self, values: Callable[[], Sequence[int]]) -> "Agreement":
         """The largest of each of `values` over all processes, to be read later: meanwhile nobody waits.

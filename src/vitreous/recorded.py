@@ -1,9 +1,11 @@
 """What a run has written down of a step, beside what comes out when the step is computed again."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from vitreous.files import read_text
 from vitreous.recent import Recent, Row
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
@@ -39,7 +41,17 @@ def agreement(
             found[f"event {event}"] = compared(numbers, events[event]) if numbers else "differs: it is none here"
         elif numbers and any(line >= step for line in train):
             found[f"event {event}"] = "differs: the run recorded none"
+    if _failed(folder) == step:
+        found["failure.json"] = "not finite there, nor here" if row["skipped"] else "differs: finite here"
     return found
+
+
+def _failed(folder: RunFolder) -> int | None:
+    """The step at which training ended for good, if it did."""
+    try:
+        return json.loads(read_text(folder.failure))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def compared(ours: Mapping[str, float], theirs: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ def replay(folder: RunFolder, run: Run, *, step: int, world: World, console: Con
     else:
         taken = replace(taken, weights=None)
     trainee = _trainee(taken, saved, world=world, num_classes=len(prepared.classes), step=step)
-    course = _Course(trainee, saved, prepared.train, console)
+    course = _Course(trainee, saved, prepared.train, console, step=step)
     start = course.done
     course.go_to(step - 1)
     before = digest(trainee.tensors())
@@ -127,10 +127,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class _Course:
-    """The run on its way to a step."""
+    """The run on its way to a step, from a checkpoint or the start."""
 
-    def __init__(self, trainee: Trainee, saved: Saved | None, source: Source, console: Console) -> None:
-        self.trainee, self.source, self.console = trainee, source, console
+    def __init__(self, trainee: Trainee, saved: Saved | None, source: Source, console: Console, *, step: int) -> None:
+        self.trainee, self.source, self.console, self.step = trainee, source, console, step
         self.done, self.skipped, self.recent = 0, 0, Recent()
         if saved is not None:
             state = saved.state
@@ -161,16 +161,16 @@ class _Course:
                 self.recent.add(trainee.take(self.done, batches), images=0, waited_s=0.0, others_s=0.0)
                 self.done += 1
                 if self.done % run.log_every == 0 or self.done == step:
-                    row, spike = self._settle(last=step)
+                    row, spike = self._settle()
                 task.update(self.done)
         return row, spike
 
-    def _settle(self, *, last: int) -> tuple[Row, Row]:
+    def _settle(self) -> tuple[Row, Row]:
         row, spike = {}, {}
         for row in self.recent.settle(self.trainee.world):
             spike = self.recent.spikes(row)
             self.skipped = self.skipped + 1 if row["skipped"] else 0
-            if self.skipped > self.trainee.run.max_skipped_steps and row["step"] < last:
+            if self.skipped > self.trainee.run.max_skipped_steps and row["step"] < self.step:
                 raise InputError(
                     f"training ends at step {row['step']:,}, whose loss or gradient is no finite number; "
                     f"look at that one: --step {row['step']}"

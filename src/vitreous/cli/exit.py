@@ -26,7 +26,7 @@ from vitreous.cli import (  # noqa: F401 - each adds its commands
 from vitreous.cli.app import app
 from vitreous.errors import InputError, SaidElsewhere
 
-EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXIT_BUG, EXIT_INPUT, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 
 def _complain(line: str) -> None:
@@ -46,7 +46,7 @@ def _terminate(*_: object) -> NoReturn:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code.
 
-    0 done; 1 our bug; 2 input, usage or data; 75 stopped early, can be gone on with; 130 and 143 interrupted.
+    0 done; 1 our bug; 2 input, usage or data; 75 stopped by SIGTERM or out of time, can be gone on with; 130 Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
@@ -87,7 +87,7 @@ def _explain(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         _complain("stopped; no file is half written, and the same command can be typed again")
-        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+        return EXIT_TRY_AGAIN if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if isinstance(error, CycloptsError):
         _complain(f"{error} (vitreous --help, or vitreous COMMAND --help)")
         return EXIT_INPUT

@@ -81,20 +81,25 @@ def evaluate(
     loaded = load(model, classes=class_names(classes), device=device, progress=console.say)
     if CLASSIFICATION in names:
         loaded.check_head()
+    if not loaded.world.is_main:  # what all processes find is shown and written by one
+        console, out, figures = Console(quiet=True), None, None
+    if loaded.world.size > 1 and "fine_tune" in names:
+        raise InputError("fine-tune trains in one process; leave out torchrun, or fine-tune by: torchrun -m vitreous train")
+    json, show = json and loaded.world.is_main, not json and loaded.world.is_main
     place = None if no_cache else Path(cache).expanduser() if cache else feature_cache()
     seen = frozen(loaded, name=model, cache=place, console=console)
     measured: dict[str, Any] = {}
     table_of = ""
     if kind == "imagenet-c":
-        measured = corruptions(seen, Path(path).expanduser(), console=console, show=not json)
+        measured = corruptions(seen, Path(path).expanduser(), console=console, show=show)
     elif kind == "vtab":
-        measured = vtab(seen, Path(path).expanduser(), chosen, console=console, show=not json)
+        measured = vtab(seen, Path(path).expanduser(), chosen, console=console, show=show)
     else:
         images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
         if CLASSIFICATION in names:
             labels = None if real is None else Path(real).expanduser()
             measured, said = classification(seen, images, real=labels, among_data=among_data)
-            if not json:
+            if show:
                 show_classification(measured)
             if out is not None:
                 source = images.labelled.test
@@ -103,7 +108,7 @@ def evaluate(
         measured["data"] = images.counts()
         measured["unreadable"] = [{"file": file.name, "reason": file.reason} for file in images.unreadable]
         try:
-            for name, figures_of in probes(seen, images.labelled, chosen, console=console, show=not json):
+            for name, figures_of in probes(seen, images.labelled, chosen, console=console, show=show):
                 measured.setdefault("evaluations", {})[name] = figures_of
         except InputError:
             if json:  # what was found before is not lost
@@ -116,6 +121,7 @@ def evaluate(
     if figures is not None:
         written = write_figures(Path(figures), measured)
         console.say(f"{len(written)} figures are in {figures}" if written else "there is nothing to draw of these")
+    loaded.world.leave()
     return 0
 
 

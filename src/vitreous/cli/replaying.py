@@ -73,5 +73,5 @@ def _tables(replayed: Any) -> list[str]:
     for image in replayed.images[:MOST_IMAGES]:
         images.append((image.name, image.label, "" if image.loss is None else f"{image.loss:.4f}"))
     if (more := len(replayed.images) - MOST_IMAGES) > 0:
-        images.append((f"and {more:,} more, of smaller loss", "", ""))
+        images.append((f"and {more:,} more", "", ""))
     return [table(rows), table(parts), table(images)]

@@ -119,6 +119,8 @@ class Frozen:
     def changed(self, source: Source, change: str, function: Function) -> Features:
         """What `function` makes of every image of `source`; `change` names it, settings included, for the cache.
 
+        Several processes share the work and get all of it.
+
         A stopped command loses the features of less than `CHUNK` images.
 
         Raises:
@@ -130,6 +132,10 @@ class Frozen:
         if not len(source):
             raise InputError("features need at least one image, got none")
         chunks, missing = self._look_up(source, change)
+        starts = sorted({int(chunk.rows[0]) for theirs in self.world.share(missing) for chunk in theirs})
+        dealt = starts[self.world.rank :: self.world.size]
+        missing = [self._chunk(source, start, change) for start in dealt]
+        chunks = {start: rows for start, rows in chunks.items() if start not in starts}
         found = sum(map(len, chunks.values()))
         if found:
             self.console.say(f"features of {found:,} of {len(source):,} images were computed before")
@@ -143,7 +149,9 @@ class Frozen:
                     chunk, rows = missing.pop(0), np.concatenate(waiting)
                     chunks[int(chunk.rows[0])], waiting = rows[: len(chunk.rows)], [rows[len(chunk.rows) :]]
                     self._keep(chunk, chunks[int(chunk.rows[0])])
-                task.update(found)
+                task.update(min(found * self.world.size, len(source)))
+        own = {start: chunks[start] for start in dealt}
+        chunks |= {start: rows for theirs in self.world.share(own) for start, rows in theirs.items()}
         of_source[change] = Features(np.concatenate([chunks[start] for start in sorted(chunks)]), source.labels)
         return of_source[change]
 
@@ -170,18 +178,21 @@ class Frozen:
     def _look_up(self, source: Source, change: str) -> tuple[dict[int, np.ndarray], list[Missing]]:
         """Chunks that are kept, by where they begin, and those that are missing."""
         kept, missing = {}, []
-        folder = None if self.cache is None else self.cache / self.model_key()
         with self.console.task("image looked up", len(source)) as task:
             for start in range(0, len(source), CHUNK):
-                rows = np.arange(start, min(start + CHUNK, len(source)))
-                file = None if folder is None else folder / self._name(source, rows, change)
-                found = None if file is None else feature_store.read(file)
+                chunk = self._chunk(source, start, change)
+                found = None if chunk.file is None else feature_store.read(chunk.file)
                 if found is None:
-                    missing.append(Missing(rows, file))
+                    missing.append(chunk)
                 else:
                     kept[start] = found
-                task.update(int(rows[-1]) + 1)
+                task.update(int(chunk.rows[-1]) + 1)
         return kept, missing
+
+    def _chunk(self, source: Source, start: int, change: str) -> Missing:
+        rows = np.arange(start, min(start + CHUNK, len(source)))
+        folder = None if self.cache is None else self.cache / self.model_key()
+        return Missing(rows, None if folder is None else folder / self._name(source, rows, change))
 
     def _name(self, source: Source, rows: Int[np.ndarray, " image"], change: str) -> str:
         start, digests = int(rows[0]), self._content.setdefault(source, {})

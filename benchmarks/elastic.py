@@ -1,6 +1,6 @@
-"""Faults of processes, machines and networks under the real torchrun: who notices when, and whether the bits are right.
+"""Faults of processes, machines and networks under the real torchrun: who notices when, and are the bits right.
 
-    python benchmarks/elastic.py [--faults killed_rank asked_to_end] [--rounds 3] [--out benchmarks/results/elastic.json]
+    python benchmarks/elastic.py [--faults killed_rank asked_to_end] [--rounds 3] [--out benchmarks/results/elastic]
 
 Every fault hits `torchrun -m vitreous train smoke` on the CPU, from outside: a signal, or a network that is cut. "same
 bits" means that weights, moments of the optimizer, their average, all measurements but times, and predictions.csv are
@@ -25,8 +25,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from vitreous.data.order import positions
 from vitreous.doctor import examine
@@ -65,7 +66,9 @@ def processes(mark: str) -> list[Process]:
             continue
         with suppress(OSError):
             environment = dict(
-                item.split("=", 1) for item in (entry / "environ").read_text(errors="replace").split("\0") if "=" in item
+                item.split("=", 1)
+                for item in (entry / "environ").read_text(errors="replace").split("\0")
+                if "=" in item
             )
             if environment.get(MARK) != mark:
                 continue
@@ -190,6 +193,9 @@ class Job:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         self.popen.wait()
+        self.reader.join(5)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
 
 
 def attempt_of(folder: RunFolder) -> int:
@@ -266,9 +272,9 @@ def undisturbed(folder: Path, *, steps: int) -> Bench:
 
 
 @contextmanager
-def job(out: Path, **how: object) -> Iterator[Job]:
+def job(out: Path, **how: Any) -> Iterator[Job]:
     """A job of which nothing is left afterwards."""
-    started = Job(out, **how)  # pyright: ignore[reportArgumentType]
+    started = Job(out, **how)
     try:
         yield started
     finally:
@@ -293,6 +299,33 @@ def killed_rank(bench: Bench, *, own_store: bool = False, rank: int = 1) -> Outc
             f"torchrun restarts, from step {first}",
             run.noticed(at),
             again - at,
+            orphans,
+            code == 0 and bench.same(run.folder),
+            [code],
+        )
+
+
+def killed_ten_times(bench: Bench) -> Outcome:
+    """Ten restarts on the one store that torchrun keeps."""
+    times, noticed = 10, []
+    with job(bench.out("ten"), restarts=times, steps=bench.steps) as run:
+        run.until_step(10)
+        began = time.monotonic()
+        for number in range(times):
+            attempt = attempt_of(run.folder)
+            os.kill(run.worker(number % 2), signal.SIGKILL)
+            at = time.monotonic()
+            run.until_trained(attempt=attempt)
+            noticed.append(run.noticed(at))
+        recovered = (time.monotonic() - began) / times
+        code = run.end()
+        _, orphans = run.gone_s(time.monotonic())
+        return Outcome(
+            "killed ranks 0 and 1 in turn",
+            f"{times} x SIGKILL, the store shared",
+            f"torchrun restarts, {attempt_of(run.folder) - 1} of {times} times",
+            max(noticed),
+            recovered,
             orphans,
             code == 0 and bench.same(run.folder),
             [code],
@@ -424,6 +457,10 @@ def port_free() -> int:
         return listening.getsockname()[1]
 
 
+SCALES_UP = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it, a launcher of torch 2.15 never hears where to meet when it joins others that are already at work."""
+
+
 def node(endpoint: str, *, host: bool, address: str) -> list[str]:
     """torchrun's options for one of one or two nodes."""
     conf = f"last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=15,is_host={host}".lower()
@@ -434,10 +471,11 @@ def node(endpoint: str, *, host: bool, address: str) -> list[str]:
 def lost_node(bench: Bench) -> Outcome:
     """One of two nodes dies with all its processes; later another joins."""
     out, endpoint = bench.out("node"), f"127.0.0.1:{port_free()}"
+    how: dict[str, Any] = {"restarts": 5, "steps": bench.steps, **SCALES_UP}
     first, second = (node(endpoint, host=host, address="127.0.0.1") for host in (True, False))
-    with job(out, launcher=first, restarts=5, steps=bench.steps) as stays:
+    with job(out, launcher=first, **how) as stays:
         time.sleep(1.0)
-        with job(out, launcher=second, restarts=5, steps=bench.steps) as goes:
+        with job(out, launcher=second, **how) as goes:
             stays.until_step(40)
             attempt, before = attempt_of(stays.folder), step_of(stays.folder)
             both = bool(goes.alive("worker"))
@@ -446,7 +484,7 @@ def lost_node(bench: Bench) -> Outcome:
             at = time.monotonic()
         again, resumed = stays.until_trained(attempt=attempt)
         noticed, alone = stays.noticed(at), attempt_of(stays.folder)
-        with job(out, launcher=second, restarts=5, steps=bench.steps) as joins:
+        with job(out, launcher=second, **how) as joins:
             asked = time.monotonic()
             joined, joined_step = stays.until_trained(attempt=alone)
             two = bool(joins.alive("worker"))
@@ -471,7 +509,7 @@ class NoNamespaces(Exception):
 
 @contextmanager
 def two_networks() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a cable between them: interface `link`, 10.99.0.1 and 10.99.0.2."""
+    """Two network namespaces with a cable between them: interface `cable`, 10.99.0.1 and 10.99.0.2."""
     names = (f"vitreous-a-{os.getpid()}", f"vitreous-b-{os.getpid()}")
 
     def ip(*words: str) -> None:
@@ -484,10 +522,10 @@ def two_networks() -> Iterator[tuple[str, str]]:
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("link", "add", "link", "netns", names[0], "type", "veth", "peer", "name", "link", "netns", names[1])
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
         for number, name in enumerate(names, 1):
-            ip("-n", name, "addr", "add", f"10.99.0.{number}/24", "dev", "link")
-            for device in ("lo", "link"):
+            ip("-n", name, "addr", "add", f"10.99.0.{number}/24", "dev", "cable")
+            for device in ("lo", "cable"):
                 ip("-n", name, "link", "set", device, "up")
         yield names
     finally:
@@ -501,11 +539,11 @@ def cut_network(bench: Bench) -> Outcome:
     with two_networks() as (writer, meeting):
         endpoint = f"10.99.0.2:{port_free()}"
 
-        def start(name: str, *, host: bool, address: str) -> dict[str, object]:
+        def start(name: str, *, host: bool, address: str) -> dict[str, Any]:
             launcher = node(endpoint, host=host, address=address)
             within = ("ip", "netns", "exec", name)
-            how = {"launcher": launcher, "within": within, "restarts": 5, "steps": bench.steps}
-            return {**how, "GLOO_SOCKET_IFNAME": "link"}
+            how = {"launcher": launcher, "within": within, "restarts": 5, "steps": bench.steps, **SCALES_UP}
+            return {**how, "GLOO_SOCKET_IFNAME": "cable"}
 
         second = start(writer, host=False, address="10.99.0.1")
         with job(out, **start(meeting, host=True, address="10.99.0.2")) as stays:
@@ -514,30 +552,37 @@ def cut_network(bench: Bench) -> Outcome:
                 cut.until_step(40)
                 wrote = cut.worker(0)
                 attempt, before = attempt_of(stays.folder), step_of(stays.folder)
-                subprocess.run(["ip", "-n", meeting, "link", "set", "link", "down"], check=True)
+                subprocess.run(["ip", "-n", meeting, "link", "set", "cable", "down"], check=True)
                 at = time.monotonic()
                 again, resumed = stays.until_trained(attempt=attempt)
                 noticed = (stays.noticed(at), cut.noticed(at))
                 claim = json.loads((stays.folder.path / "claim.json").read_text())
                 holds = claim["pid"] == stays.worker(0) != wrote
-                code = cut.end()
-                gone, orphans = cut.gone_s(time.monotonic())
-                said = cut.said[-1:]
-            subprocess.run(["ip", "-n", meeting, "link", "set", "link", "up"], check=True)
-            alone = attempt_of(stays.folder)
-            with job(out, **second) as joins:
-                joined, joined_step = stays.until_trained(attempt=alone)
-                codes = [code, stays.end(), joins.end()]
+                stays.popen.terminate()  # the side that lost the claim has long to write into what nobody holds now
+                codes = [stays.end()]
+                alone, reached = cut.alive("worker"), step_of(stays.folder)
+                with suppress(TimeoutError):
+                    cut.end(limit_s=90)
+                silent = step_of(stays.folder) == reached and not alone and not cut.alive("worker")
+                ended = cut.popen.poll() is not None
+        subprocess.run(["ip", "-n", meeting, "link", "set", "cable", "up"], check=True)
+        with job(out, **start(meeting, host=True, address="10.99.0.2")) as again_there:
+            time.sleep(1.0)
+            with job(out, **second) as again_here:
+                _, joined = again_here.until_trained(attempt=attempt_of(again_there.folder))
+                codes += [again_there.end(), again_here.end()]
+                orphans = sum(run.gone_s(time.monotonic())[1] for run in (again_there, again_here))
                 return Outcome(
                     "cut network",
                     f"link down at step {before}, --timeout-s {TIMEOUT_S:g}",
-                    f"the side with the meeting point goes on from step {resumed}, with both from {joined_step}",
+                    f"one side goes on from step {resumed}; link up, same commands again: both from {joined}",
                     max(noticed),
                     again - at,
                     orphans,
-                    holds and not any(codes[1:]) and bench.same(stays.folder),
+                    holds and silent and not any(codes[1:]) and bench.same(again_there.folder),
                     codes,
-                    f"noticed after {noticed[0]:.1f} and {noticed[1]:.1f} s; the other side's launcher ended: {said}",
+                    f"noticed after {noticed[0]:.1f} and {noticed[1]:.1f} s; the cut off launcher "
+                    + ("ended by itself" if ended else "had to be killed after 90 s"),
                 )
 
 
@@ -545,6 +590,7 @@ FAULTS: dict[str, Callable[[Bench], Outcome]] = {
     function.__name__: function
     for function in (
         killed_rank,
+        killed_ten_times,
         killed_rank_0,
         killed_rank_with_own_store,
         stopped_rank,
@@ -576,10 +622,10 @@ def digits_as_files(folder: Path) -> Path:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    for i, (pixels, label) in enumerate(zip(digits.images, digits.target)):
+    pixels, labels = load_digits(return_X_y=True)
+    for i, (image, label) in enumerate(zip(pixels.reshape(-1, 8, 8), labels)):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15.9).astype(np.uint8)).save(folder / str(label) / f"{i:04}.png")
+        Image.fromarray((image * 15.9).astype(np.uint8)).save(folder / str(label) / f"{i:04}.png")
     return folder
 
 
@@ -628,6 +674,52 @@ def vanished_image(bench: Bench) -> Said:
         return mistake(f"an image that only process 1 reads is gone ({names[i]})", run, since=time.monotonic())
 
 
+def restarts_that_meet(rounds: int = 10) -> dict[str, int]:
+    """Of `rounds` restarts on a store that dead processes have left, with one process late, how many meet.
+
+    "plain" is torch's init_process_group, as every program under torchrun calls it; "ours" is `distributed.start`.
+    """
+    import torch.distributed as dist
+
+    from vitreous import distributed
+
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True
+    )
+    distributed.MEETING_S = TIMEOUT_S
+
+    def meet(way: str, rank: int, late: bool) -> None:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        time.sleep(0.1 * late)
+        if way == "plain":
+            dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
+        else:
+            distributed.start(device="cpu", threads=1, timeout_s=TIMEOUT_S)
+        dist.barrier()
+
+    met = {}
+    for way in ("plain", "ours"):
+        good = []
+        for number in range(1 + rounds):
+            children = []
+            for rank in range(2):
+                child = os.fork()
+                if not child:
+                    try:
+                        signal.alarm(20)  # it would hang for ever
+                        meet(way, rank, late=rank == number % 2)
+                        os._exit(0)
+                    finally:
+                        os._exit(1)
+                children.append(child)
+            good.append(not any([os.waitpid(child, 0)[1] for child in children]))
+        met[way] = sum(good[1:])  # the first found a clean store
+    return {**met, "of": rounds}
+
+
 MISTAKES = (unknown_recipe, held_folder, unreadable_data, vanished_image)
 
 
@@ -658,14 +750,42 @@ def main() -> None:
                 except TimeoutError as error:
                     print(f"{name}: {error}", file=sys.stderr)
                     outcomes.append(Outcome(name, "", f"no: {str(error).splitlines()[0]}", -1, -1, -1, False))
-    print(table([HEADS, *map(_row, outcomes)]))
+    met = restarts_that_meet()
+    rows = [HEADS, *map(_row, outcomes)]
+    print(table(rows))
+    print(f"\nrestarts that meet on a store left by dead processes: {met}")
     for found in mistakes:
-        print(f"\n{found.mistake}: {found.seconds:.1f} s, exit codes {found.worker_codes}, {found.tracebacks} tracebacks")
+        print(f"\n{found.mistake}: {found.seconds:.1f} s, exit codes {found.worker_codes}")
         print("\n".join(f"    {line}" for line in found.said))
     if given.out:
         facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": examine(), "load": os.getloadavg()}
-        measured = {"faults": [asdict(o) for o in outcomes], "mistakes": [asdict(m) for m in mistakes]}
-        write_text(given.out, json.dumps({**facts, **measured}, indent=1) + "\n")
+        measured = {"faults": [asdict(o) for o in outcomes], "mistakes": [asdict(m) for m in mistakes], "meet": met}
+        write_text(given.out.with_suffix(".json"), json.dumps({**facts, **measured}, indent=1) + "\n")
+        write_text(given.out.with_suffix(".md"), page(outcomes, mistakes, met))
+
+
+def page(outcomes: Sequence[Outcome], mistakes: Sequence[Said], met: dict[str, int]) -> str:
+    """The tables, in Markdown."""
+    rows = [HEADS, ("---",) * len(HEADS), *map(_row, outcomes)]
+    lines = [
+        "# Faults under torchrun",
+        "",
+        f"`python benchmarks/elastic.py`, {datetime.now(UTC):%Y-%m-%d}, load average {os.getloadavg()[0]:.1f} on "
+        f"{os.cpu_count()} cores. Two gloo processes unless said otherwise, `--timeout-s {TIMEOUT_S:g}`.",
+        "A run is recovered when the next step is logged, imports of torch included.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"Of {met['of']} restarts on a store that dead processes have left, {met['plain']} meet with torch's "
+        f"`init_process_group` and {met['ours']} with ours.",
+        "",
+        "## What a user reads",
+        "",
+    ]
+    for found in mistakes:
+        lines += [f"{found.mistake[0].upper()}{found.mistake[1:]}, after {found.seconds:.1f} s:", "", "```text"]
+        lines += [*found.said, "```", ""]
+    return "\n".join(lines)
 
 
 HEADS = ("fault", "injected", "recovered", "noticed, s", "recovered, s", "orphans", "same bits", "exit codes", "notes")

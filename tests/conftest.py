@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitreous.cli import main
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as many as before, however busy the machine is: sums in the same order
+torch.ones(1, requires_grad=True).sum().backward()  # after a pretended step, it would start threads that no fork has
 REPOSITORY = Path(__file__).parent.parent
 
 

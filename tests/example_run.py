@@ -12,8 +12,8 @@ from vitreous.data.source import ArraySource, FileSource, Source
 from vitreous.data.views import EvalView
 from vitreous.evaluation.classify import predictions_csv, scores
 from vitreous.provenance import describe_run
-from vitreous.run_folder import RunFolder
 from vitreous.run import Run
+from vitreous.run_folder import RunFolder
 from vitreous.vit import ViTConfig
 
 ENCODER = ViTConfig(patch_size=4, width=32, depth=2, num_heads=4, mlp_dim=64, image_size=16)

@@ -47,7 +47,7 @@ def in_processes(size: int, work: Callable[[], Any], *, limit_s: float = LIMIT_S
         return results
 
 
-class socket_free:  # noqa: N801
+class socket_free:
     """A port nobody listens on."""
 
     def __enter__(self) -> int:

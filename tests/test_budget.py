@@ -263,7 +263,7 @@ from vitreous.variants import encoder
 
 def train(name, batch_size):
     model = plain_classifier(encoder(name)).build()
-    optimizer = AdamW().build(model)
+    optimizer = AdamW().build(dict(model.named_parameters()))
     for _ in range(2):
         images = torch.rand(batch_size, 3, *model.config.encoder.image_shape)
         F.cross_entropy(model(images), torch.zeros(batch_size, dtype=torch.long)).backward()

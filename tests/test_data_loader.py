@@ -3,8 +3,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,11 +257,38 @@ def test_a_worker_that_is_stuck_is_reported(monkeypatch):
 
 
 def test_workers_leave_ctrl_c_to_the_main_process():
+    others = set(multiprocessing.active_children())  # hung readers of other tests end with this process
     found = training_batches(arrays(), VIEW, batch_size=2, seed=0, first_step=0, steps=50, num_workers=1)
     first = next(found)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - others
     os.kill(worker.pid, signal.SIGINT)
     assert len([first, *found]) == 50
+
+
+GROUP = """
+import os, signal
+from test_data_loader import VIEW, arrays
+from vitreous.data.loader import training_batches
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+    found = training_batches(arrays(), VIEW, batch_size=2, seed=0, first_step=0, steps=50, num_workers=2)
+    next(found)
+    os.system(f"kill -TERM -- -{os.getpgrp()}")
+    print(1 + sum(1 for _ in found))
+"""
+
+
+def test_workers_outlive_a_launchers_signal_to_the_whole_group(tmp_path):
+    (tmp_path / "group.py").write_text(GROUP)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "group.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        process_group=0,
+    )
+    assert done.stdout.split() == ["heard", "50"], done.stderr
 
 
 def test_sources_are_small_when_pickled_and_come_back_equal(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,6 +16,7 @@ from PIL import Image
 from example_run import VIEW, example_classifier, example_files, example_run, write_run
 from vitreous.errors import InputError
 from vitreous.inspection.report import write_report
+from vitreous.run_folder import RunFolder
 
 VOID = {"meta", "img", "input", "br", "link"}
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&lt;'
@@ -162,6 +164,27 @@ def test_a_line_of_metrics_cut_short_is_left_out(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"split": "train", "step": 40')
     assert "Loss" in read(write_report(tmp_path)).text
+
+
+def test_steps_that_stood_out_or_were_skipped_are_told_with_how_to_look_at_one(tmp_path):
+    data = example_run(tmp_path)
+    assert "stood out" not in read(write_report(tmp_path, data=data)).text
+    run = RunFolder(tmp_path)
+    run.append({"step": 123, "event": "spike", "loss": 4.5, "usual_loss": 1.25})
+    text = read(write_report(tmp_path, data=data)).text
+    assert "1 step stood out or was skipped step 123: loss 4.5, usually 1.25 One of them" in text
+    assert f"vitreous replay {tmp_path} --step 123" in text
+    run.append(
+        {"step": 130, "event": "spike", "loss": 9.0, "usual_loss": 2.0, "grad_norm": 40.0, "usual_grad_norm": 0.5}
+    )
+    run.append({"step": 140, "event": "skipped", "loss": math.nan})
+    for step in range(200, 400):
+        run.append({"step": step, "event": "skipped", "loss": math.nan})
+    text = read(write_report(tmp_path, data=data)).text
+    assert "203 steps stood out or were skipped" in text
+    assert "step 130: loss 9, usually 2; norm of the gradient 40, usually 0.5" in text
+    assert "step 140: skipped: loss or gradient was no finite number" in text
+    assert f"All of them: {tmp_path}/metrics.jsonl" in text
 
 
 def test_parameters_are_read_from_the_model_file_when_there_is_no_model(tmp_path):

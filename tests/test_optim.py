@@ -13,7 +13,7 @@ def tiny():
 
 def test_decay_reaches_matrices_but_no_bias_norm_position_or_token():
     module = tiny()
-    decayed, free = AdamW(weight_decay=0.3).build(module).param_groups
+    decayed, free = AdamW(weight_decay=0.3).build(dict(module.named_parameters())).param_groups
     names = {parameter: name for name, parameter in module.named_parameters()}
     assert decayed["weight_decay"] == 0.3
     assert free["weight_decay"] == 0.0
@@ -25,7 +25,7 @@ def test_decay_reaches_matrices_but_no_bias_norm_position_or_token():
 def test_adamw_takes_the_step_of_the_formula():
     module = torch.nn.Linear(3, 2).double()
     before, gradient = module.weight.detach().clone(), torch.randn(2, 3).double()
-    optimizer = AdamW(weight_decay=0.1, betas=(0.9, 0.999)).build(module)
+    optimizer = AdamW(weight_decay=0.1, betas=(0.9, 0.999)).build(dict(module.named_parameters()))
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     module.weight.grad = gradient.clone()
@@ -36,6 +36,6 @@ def test_adamw_takes_the_step_of_the_formula():
 
 
 def test_sgd_has_momentum_and_by_default_no_decay():
-    optimizer = SGD().build(tiny())
+    optimizer = SGD().build(dict(tiny().named_parameters()))
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import pickle
 import subprocess
+import sys
 import warnings
 import zipfile
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from conftest import REPOSITORY
 from references import tiny
 from vitreous.budget import plain_classifier
 from vitreous.errors import InputError
@@ -77,16 +79,25 @@ def shard(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> Path:
-    """Written by two processes, which hold 7 rows as 4 and 3."""
-    folder = tmp_path_factory.mktemp("dcp") / "sharded"
+def write_in_two_processes(folder: Path) -> None:
+    """Run by a Python that has done nothing before: what autograd has started in this one does not survive a fork."""
     processes = [multiprocessing.get_context("fork").Process(target=shard, args=(rank, folder)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
+        process.kill()
+        process.join()
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """Written by two processes, which hold 7 rows as 4 and 3."""
+    folder = tmp_path_factory.mktemp("dcp") / "sharded"
+    code = f"from pathlib import Path; import test_weights_dcp as t; t.write_in_two_processes(Path({str(folder)!r}))"
+    known = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")}
+    subprocess.run([sys.executable, "-c", code], env=known, capture_output=True, check=True)
     return folder
 
 

@@ -95,7 +95,7 @@ def training_exaflops(spent: Cost, *, images: float, epochs: float) -> float:
 def memory(
     config: ClassifierConfig,
     *,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    optimizer: Callable[[dict[str, nn.Parameter]], torch.optim.Optimizer],
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
     """What a training step holds on a GPU in `dtype`, float32 or under autocast; attention's weights are never stored.
@@ -166,14 +166,14 @@ def _held(config: ClassifierConfig, *, batch_size: int, dtype: torch.dtype) -> i
         return sum(storage.nbytes() for storage in held)
 
 
-def _state(config: ClassifierConfig, optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> int:
+def _state(config: ClassifierConfig, optimizer: Callable[[dict[str, nn.Parameter]], torch.optim.Optimizer]) -> int:
     """Bytes of the optimizer's state after a step."""
     classifier = _outline(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         classifier.to_empty(device="cpu")  # pretended; fused SGD would ask a driver for its GPU
         for parameter in classifier.parameters():
             parameter.grad = torch.empty_like(parameter)
-        stepping = optimizer(classifier)
+        stepping = optimizer(dict(classifier.named_parameters()))
         stepping.step()
         tensors = (tensor for state in stepping.state.values() for tensor in state.values() if tensor is not None)
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

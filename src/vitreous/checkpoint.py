@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from vitreous.config import Config, check_ranges
 from vitreous.distributed import World
@@ -65,7 +65,7 @@ class Holding:
         if not isinstance(tensor, DTensor):
             return cls(tensor.detach(), tuple(tensor.shape), 0)
         mesh = tensor.device_mesh
-        assert mesh.ndim == 1 and tensor.placements[0].is_shard(0), "fully_shard divides the first axis"
+        assert tensor.placements == (Shard(0),), "fully_shard divides the first axis"
         each = -(-tensor.shape[0] // mesh.size())
         start = min(mesh.get_local_rank() * each, tensor.shape[0])
         return cls(tensor.to_local().detach(), tuple(tensor.shape), start)
@@ -331,7 +331,11 @@ class Checkpoints:
             sync_folder(written.folder)
             self.check()
             written.folder.rename(target)
-            sync_folder(self.folder)
+            try:
+                sync_folder(self.folder)
+            except OSError:
+                target.rename(written.folder)  # the name may not outlive a power cut
+                raise
         with suppress(OSError):  # the new one is whole; what could not be deleted now is next time
             self._prune()
 
@@ -352,9 +356,9 @@ class Checkpoints:
             kept |= {max(saved, key=_score)}
         for old in saved:
             if old not in kept:
-                aside = old.with_name(f"{old.name}.tmp-old")  # half of a folder must not look like a whole one
-                old.rename(aside)
-                shutil.rmtree(aside, ignore_errors=True)
+                old.rename(old.with_name(f"{old.name}.tmp-old"))  # half of a folder must not look like a whole one
+        for aside in self.folder.glob("step-*.tmp-old"):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass

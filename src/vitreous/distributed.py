@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from vitreous.allocator import keep_freed_memory
 from vitreous.cores import free_cores
@@ -113,7 +114,7 @@ class World:
             except Exception as raised:
                 result, error = None, raised
             outcome: list = [(result, error is not None)]
-            store.set(key, b"done")
+            store.set(key, "done")
         else:
             while not store.check([key]):  # a broadcast alone would give up after the timeout
                 time.sleep(MAIN_POLL_S)
@@ -193,7 +194,9 @@ def launcher() -> str:
 
 def lost(error: Exception) -> bool:
     """Whether `error` says that another process is gone."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    signs = ("gloo", "pair closure")  # gloo has no errors of its own; the second has no file name in its text
+    gone = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return gone or isinstance(error, dist.DistError)
 
 
 def start(
@@ -225,6 +228,17 @@ def start(
     return World(rank=rank, size=size, device=chosen, dtype=dtype, threads=threads, timeout_s=timeout_s)
 
 
+@contextmanager
+def said_once() -> Iterator[None]:
+    """What is wrong before the processes have met is wrong for all of a machine: the first of them says it."""
+    try:
+        yield
+    except InputError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SaidElsewhere("the first process of this machine says why") from None
+        raise
+
+
 def end_with_parent() -> None:
     """Have the system kill this process when its launcher dies, so that no orphan trains on (Linux)."""
     if sys.platform != "linux":
@@ -250,7 +264,7 @@ def _meet(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         ) from error
 
 
-def agreed_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+def agreed_store(rank: int, size: int, timeout: timedelta) -> Store:
     """The store in which processes find each other, below a prefix that only this attempt uses.
 
     torchrun keeps one store over all restarts, and a process that reads an address left there by a dead one waits
@@ -258,7 +272,7 @@ def agreed_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # or the launcher keeps it
-    store = dist.TCPStore(host, port, is_master=ours, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+    store = TCPStore(host, port, is_master=ours, timeout=timeout, wait_for_workers=False, multi_tenant=True)
     if rank == 0:
         name = uuid.uuid4().hex
         store.set("vitreous/name", name)
@@ -268,18 +282,18 @@ def agreed_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
         question, names = uuid.uuid4().hex, [""]
         _until(lambda: _ask(store, rank, question, names), timeout)
         name = names[0]
-    return dist.PrefixStore(f"vitreous/{name}", store)
+    return PrefixStore(f"vitreous/{name}", store)
 
 
-def _answer(store: dist.Store, name: str, waiting: set[int]) -> bool:
+def _answer(store: Store, name: str, waiting: set[int]) -> bool:
     for rank in list(waiting):
         if store.check([key := f"vitreous/{name}/{rank}"]):
-            store.set(f"{key}/answer", store.get(key))
+            store.set(f"{key}/answer", store.get(key).decode())
             waiting.discard(rank)
     return not waiting
 
 
-def _ask(store: dist.Store, rank: int, question: str, names: list[str]) -> bool:
+def _ask(store: Store, rank: int, question: str, names: list[str]) -> bool:
     if not store.check(["vitreous/name"]):
         return False
     names[0] = store.get("vitreous/name").decode()
@@ -296,7 +310,7 @@ def _until(done: Callable[[], bool], timeout: timedelta) -> None:
         time.sleep(0.01)
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     return dist.distributed_c10d._get_default_store()
 
 

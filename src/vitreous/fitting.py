@@ -76,7 +76,9 @@ def fit(
         encoder(model)  # a name that is wrong is said before the images are looked at
     world = distributed.start(device=device)
     if world.size > 1:
-        raise InputError("fit plans for one process; leave out torchrun, or train by: torchrun -m vitreous train RECIPE")
+        raise InputError(
+            "fit plans for one process; leave out torchrun, or train by: torchrun -m vitreous train RECIPE"
+        )
     place = None if out is None else os.fspath(out)
     folder = choose_folder(place, run_name(request.data), same=lambda record: record.get("request") == vars(request))
     config = DataConfig(path=request.data, val=request.val, allow_bad=allow_bad, split_seed=seed)

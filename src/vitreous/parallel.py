@@ -95,8 +95,8 @@ class HybridShard(Parallel):
 
 def units(module: nn.Module) -> list[nn.Module]:
     """The blocks of a module: what is sharded, compiled and computed again by itself."""
-    encoders = (child.blocks for child in module.modules() if isinstance(getattr(child, "blocks", None), nn.ModuleList))
-    return [block for blocks in encoders for block in blocks]
+    lists = (getattr(child, "blocks", None) for child in module.modules())
+    return [block for blocks in lists if isinstance(blocks, nn.ModuleList) for block in blocks]
 
 
 def compute_again(module: nn.Module) -> None:

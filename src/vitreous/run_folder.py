@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,9 @@ class RunFolder:
         write_text(self.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def append(self, measurement: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        line = f"{json.dumps(measurement)}\n".encode()
+        """Add one line to metrics.jsonl; numbers that are not finite, of which JSON has none, are null there."""
+        known = {name: value for name, value in measurement.items() if not isinstance(value, float) or isfinite(value)}
+        line = f"{json.dumps(dict.fromkeys(measurement) | known)}\n".encode()
         with writing(self.metrics), open(self.metrics, "ab", buffering=0) as file:
             self.check()  # with the file open: `forget_after` of whoever claims it now puts another in its place
             end = os.fstat(file.fileno()).st_size

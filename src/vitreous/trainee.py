@@ -22,6 +22,9 @@ from vitreous.run import Run
 from vitreous.seeding import key
 from vitreous.weights.open import open_model
 
+DEAF = {"mps"}
+"""Devices whose fused optimizers do not look at `found_inf`: there a step waits for its own numbers."""
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -93,7 +96,8 @@ class Trainee:
         for name, parameter in self.parameters.items():
             self.own[name].data = local(parameter.detach())
             self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
-        self.optimizer.step()
+        if self.world.device.type not in DEAF or not float(skipped):
+            self.optimizer.step()
         self.forget_gradients()
         if self.average is not None:
             self.average.update(skipped)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,9 @@ from vitreous.cli.app import app
 from vitreous.errors import InputError, SaidElsewhere
 
 EXIT_BUG, EXIT_INPUT, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 1, 2, 75, 130
+SPEAKER_S = 30.0
+"""How long a process that has nothing to say stays, since the first that leaves has torchrun end all others: also the
+one that is to say why."""
 
 
 def _complain(line: str) -> None:
@@ -59,9 +63,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all when one has failed
         code = _explain(error)
+        _leave_the_others(code)
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_the_others(code: int) -> None:
+    """End here if there are other processes.
+
+    At Python's own end, threads of torch that still wait for the others would abort it, or hold it up.
+    """
+    talk = sys.modules.get("torch.distributed")
+    if talk is not None and talk.is_available() and talk.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
 
 
 def _explain(error: BaseException) -> int:
@@ -86,12 +104,18 @@ def _explain(error: BaseException) -> int:
         _complain(f"{error}; the newest checkpoint is whole, and the same command goes on from it")
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        _complain("stopped; no file is half written, and the same command can be typed again")
+        if os.environ.get("RANK", "0") == "0":
+            _complain("stopped; no file is half written, and the same command can be typed again")
         return EXIT_TRY_AGAIN if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    if isinstance(error, SaidElsewhere) or (
+        isinstance(error, CycloptsError) and os.environ.get("LOCAL_RANK", "0") != "0"
+    ):
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(SPEAKER_S)
+        return EXIT_INPUT
     if isinstance(error, CycloptsError):
         _complain(f"{error} (vitreous --help, or vitreous COMMAND --help)")
-        return EXIT_INPUT
-    if isinstance(error, SaidElsewhere):
         return EXIT_INPUT
     if isinstance(error, InputError):
         _complain(str(error))

@@ -84,7 +84,9 @@ def evaluate(
     if not loaded.world.is_main:  # what all processes find is shown and written by one
         console, out, figures = Console(quiet=True), None, None
     if loaded.world.size > 1 and "fine_tune" in names:
-        raise InputError("fine-tune trains in one process; leave out torchrun, or fine-tune by: torchrun -m vitreous train")
+        raise InputError(
+            "fine-tune trains in one process; leave out torchrun, or fine-tune by: torchrun -m vitreous train"
+        )
     json, show = json and loaded.world.is_main, not json and loaded.world.is_main
     place = None if no_cache else Path(cache).expanduser() if cache else feature_cache()
     seen = frozen(loaded, name=model, cache=place, console=console)

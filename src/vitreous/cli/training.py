@@ -123,7 +123,8 @@ def train(
 
     if minutes is not None and not (0 <= minutes < math.inf):
         raise InputError(f"--minutes must be 0 or more, got {minutes:g}")
-    run = override(find_recipe(recipe), dict(changes(overrides)))
+    with distributed.said_once():
+        run = override(find_recipe(recipe), dict(changes(overrides)))
     if dry_run:
         if not json:
             print(table([(f"--{field.path}", str(field.value), field.doc) for field in walk(run)]))
@@ -137,13 +138,13 @@ def train(
     name = Path(recipe.rpartition(":")[2]).absolute()
     name = name.parent.name if name.suffix == ".json" else name.name
     world = distributed.start(device=device, precision=run.precision, timeout_s=timeout_s)
-    run.micro_batches(world.size)
+    world.on_main(lambda: run.micro_batches(world.size))
     console = Console(quiet=not world.is_main)
     folder = world.on_main(lambda: choose_folder(out, name, same=lambda record: same_run(record.get("config"), run)))
     limit = None if minutes is None else minutes * 60
     try:
         with ExitStack() as held:
-            world.on_main(lambda: _claim(folder, run, held, wait_s=2 * timeout_s if world.restarted else 0.0))
+            world.on_main(lambda: _claim(folder, run, held, console, wait_s=2 * timeout_s if world.restarted else 0.0))
             prepared = world.on_main(lambda: look(run.data, folder, console))
             finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
     except Exception as error:
@@ -154,10 +155,13 @@ def train(
     return finish(finished, json=json) if world.is_main else 0
 
 
-def _claim(folder: Any, run: Any, held: ExitStack, *, wait_s: float) -> None:
+def _claim(folder: Any, run: Any, held: ExitStack, console: Any, *, wait_s: float) -> None:
+    from vitreous.claim import is_held
     from vitreous.experiment import check_apart
 
     check_apart(folder, run.data)
+    if wait_s and is_held(folder.path, moved=0.0):
+        console.say(f"another process still writes into {folder.path}; waiting for its end, {wait_s:.0f} s at most")
     held.enter_context(folder.claimed(wait_s=wait_s))
 
 

@@ -145,7 +145,6 @@ class _Images(Dataset):
 
     def __init__(self, source: Source, view: View, seed: int | None):
         self.source, self.view, self.seed = source, view, seed
-        self.labelled = bool((source.labels >= 0).all())
 
     def __getitem__(self, wanted: list[tuple[int, int]]) -> Loaded | InputError:
         images = []
@@ -181,7 +180,8 @@ def _batches(
         if isinstance(loaded, InputError):
             raise loaded
         pixels, labels, index = (tensor.to(device, non_blocking=True) for tensor in loaded)
-        yield Batch(view.normalise(pixels)[None], labels if images.labelled else None, index)
+        labelled = bool((loaded[1] >= 0).all())  # on the CPU: nothing waits for the device
+        yield Batch(view.normalise(pixels)[None], labels if labelled else None, index)
 
 
 def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
@@ -207,7 +207,19 @@ def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
 
 def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in threads begun from here on, too
+        threading.Thread(target=_heed_parent, daemon=True).start()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _heed_parent() -> None:
+    """End a worker at a SIGTERM of the process it reads for alone: that of a launcher reaches the whole group, too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 def _end_with_parent() -> None:
@@ -226,5 +238,5 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # import torch once, not in every worker
+    context.set_forkserver_preload(["vitreous.data.reader"])
     return context

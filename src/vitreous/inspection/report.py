@@ -36,6 +36,7 @@ THUMBNAIL_PX = 160
 MOST_ATTENTION_IMAGES = 6
 MOST_CHART_CLASSES = 40  # more make a confusion chart that nobody can read
 MOST_PAIRS = 20
+WATCHED = {"loss": "loss", "grad_norm": "norm of the gradient"}
 COPIES = {"within": "in one split", "across_splits": "across splits", "across_classes": "across classes"}
 OPTIONAL = "command config data data_fingerprint git machine plan seed started versions"  # of run.json
 
@@ -76,6 +77,7 @@ def write_report(
         steps=max((line.get("step", 0) for line in measurements), default=0),
         data=_data(record["data"] or {}),
         charts=_curves(measurements),
+        events=_events(measurements),
         confusion=_confusion(evaluation),
         reliability=reliability_chart(evaluation["reliability"]) if evaluation else "",
         has_predictions=bool(predictions),
@@ -169,6 +171,20 @@ def _curves(measurements: Sequence[dict[str, Any]]) -> list[Markup]:
         line_chart([series("train", "images_per_s", "images/s")], title="Speed"),
     ]
     return [chart for chart in charts if chart]
+
+
+def _events(measurements: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Steps that were skipped, or stood out, with what is known of them in words."""
+    found = []
+    for line in measurements:
+        if line.get("event") == "skipped":
+            found.append((line["step"], "skipped: loss or gradient was no finite number"))
+        elif line.get("event") == "spike":
+            pairs = [(words, line.get(key), line.get(f"usual_{key}")) for key, words in WATCHED.items()]
+            known = [pair for pair in pairs if isinstance(pair[1], float) and isinstance(pair[2], float)]
+            words = [f"{name} {value:.3g}, usually {usual:.3g}" for name, value, usual in known]
+            found.append((line["step"], "; ".join(words)))
+    return found
 
 
 def _confusion(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -157,15 +157,18 @@ class Job:
 
     def until_trained(self, *, attempt: int) -> tuple[float, int]:
         """Wait until an attempt later than `attempt` has taken a step; the moment, and the step it began at."""
-        where = len(self.lines)
+        where, before = len(self.lines), self.folder.metrics.stat().st_ino
         self.until(lambda: attempt_of(self.folder) > attempt, "a new attempt")
 
         def begins() -> list[str]:
             return [line for _, line in self.lines[where:] if "going on from step" in line]
 
+        def goes_on() -> bool:  # in a new file: what was logged after the checkpoint is forgotten
+            return self.folder.metrics.stat().st_ino != before and step_of(self.folder) > first
+
         self.until(begins, "going on")
         first = int(begins()[-1].split("going on from step ")[1].split(" ")[0].replace(",", ""))
-        return self.until(lambda: step_of(self.folder) > first, "a step"), first
+        return self.until(goes_on, "a step"), first
 
     def noticed(self, since: float) -> float:
         """Seconds from `since` until anything was said by our processes or the launcher about the fault."""
@@ -281,18 +284,18 @@ def job(out: Path, **how: Any) -> Iterator[Job]:
         started.clear()
 
 
-def killed_rank(bench: Bench, *, own_store: bool = False, rank: int = 1) -> Outcome:
+def killed_rank(bench: Bench, *, own_store: bool = False) -> Outcome:
     """SIGKILL to one process; torchrun starts all anew."""
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if own_store else {}
     with job(bench.out("killed"), restarts=2, steps=bench.steps, **environment) as run:
         run.until_step(40)
         attempt, before = attempt_of(run.folder), step_of(run.folder)
-        os.kill(run.worker(rank), signal.SIGKILL)
+        os.kill(run.worker(1), signal.SIGKILL)
         at = time.monotonic()
         again, first = run.until_trained(attempt=attempt)
         code = run.end()
         _, orphans = run.gone_s(time.monotonic())
-        name = f"killed rank {rank}" + (", TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" if own_store else "")
+        name = "killed rank 1" + (", TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" if own_store else "")
         return Outcome(
             name,
             f"SIGKILL at step {before}",
@@ -330,11 +333,6 @@ def killed_ten_times(bench: Bench) -> Outcome:
             code == 0 and bench.same(run.folder),
             [code],
         )
-
-
-def killed_rank_0(bench: Bench) -> Outcome:
-    """The process that holds the run folder."""
-    return killed_rank(bench, rank=0)
 
 
 def killed_rank_with_own_store(bench: Bench) -> Outcome:
@@ -591,7 +589,6 @@ FAULTS: dict[str, Callable[[Bench], Outcome]] = {
     for function in (
         killed_rank,
         killed_ten_times,
-        killed_rank_0,
         killed_rank_with_own_store,
         stopped_rank,
         killed_launcher,

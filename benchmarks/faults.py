@@ -228,7 +228,7 @@ def _peers(place: Path, newest: Path, tensors: dict[str, torch.Tensor]) -> list[
     file = max(newest.glob("*.safetensors"))
     return [
         ("safetensors.torch.load_file", file, lambda: load_file(file), 10_000),
-        ("torch.load", zipped, lambda: torch.load(zipped, weights_only=True), 10_000),
+        ("torch.load", zipped, lambda: torch.load(zipped, weights_only=True), 1_000),
         ("torch's dcp.load", folder / "__0_0.distcp", load_dcp, 1_000),
     ]
 
@@ -255,13 +255,23 @@ def _damage_row(fault: str, name: str, cases: int, missed: int) -> Row:
 def page(rows: list[Row]) -> str:
     """The table for people."""
     cells: list[tuple[str, ...]] = [
-        ("fault", "run or reader", "injected", "survived", "lost", "repeated", "bits equal")
+        ("fault", "run or reader", "injected", "survived or noticed", "lost", "repeated", "bits equal")
     ]
     for row in rows:
         equal = {None: "", True: "yes", False: "NO"}[row.get("equal")]
         counts = [f"{row[name]:,}" if name in row else "" for name in ("injected", "survived", "lost", "repeated")]
         cells.append((row["fault"], row["on"], *counts, equal))
-    return table(cells)
+    hits: dict[str, int] = {}
+    for row in rows:
+        for where, count in row.get("hit", {}).items() if row["fault"] == "kill -9" else ():
+            hits[where] = hits.get(where, 0) + count
+    exits = [row["exit_s"] for row in rows if row.get("exit_s")]
+    lines = [table(cells), "", "kills hit: " + ", ".join(f"{count} {where}" for where, count in sorted(hits.items()))]
+    if exits:
+        most = max(one["most"] for one in exits)
+        middle = ", ".join(f"{one['median']:.2f}" for one in exits)
+        lines.append(f"from SIGTERM to the end of all processes: median {middle} s, at most {most:.2f} s")
+    return "\n".join(lines)
 
 
 def main() -> None:

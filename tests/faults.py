@@ -193,6 +193,10 @@ class Training:
         """Bytes of the ledger: it grows by some 30 a step."""
         return self.ledger.stat().st_size if self.ledger.exists() else 0
 
+    def saved(self) -> set[str]:
+        """The names of all checkpoints, also of unfinished ones."""
+        return {path.name for path in self.folder.checkpoints.glob("step-*")}
+
     def checkpoints(self) -> list[Path]:
         """The finished ones."""
         return [path for path in self.folder.checkpoints.glob("step-*") if not path.suffix]
@@ -311,7 +315,7 @@ def kill(training: Training, *, times: int, seed: int, progress: Callable[[], No
     """SIGKILL to all processes of the run, again and again."""
     rng, hit, problems = random.Random(seed), Counter(), []
     while hit.total() < times and not problems:
-        before = training.noted()
+        noted, before = training.noted(), training.saved()
         group = training.start(
             processes=rng.choice(training.sizes),
             workers=rng.choice((0, 0, 1, 2)),
@@ -322,7 +326,7 @@ def kill(training: Training, *, times: int, seed: int, progress: Callable[[], No
             group.send(signal.SIGKILL)
         codes = group.wait()
         if -signal.SIGKILL in codes:
-            hit[_where(training, training.noted() - before)] += 1
+            hit[_where(training, before, steps=training.noted() > noted)] += 1
             progress()
         elif set(codes) == {0}:
             break  # the run was too short for so many
@@ -387,12 +391,13 @@ def _wait_for(aim: str, training: Training, group: Group, rng: random.Random) ->
     return not group.ended()
 
 
-def _where(training: Training, steps: int) -> str:
-    """What a killed run was about to do, by what it left."""
-    names = [path.name for path in training.folder.checkpoints.glob("step-*")]
-    if any(".tmp-" in name and not name.endswith("-old") for name in names):
+def _where(training: Training, before: set[str], *, steps: bool) -> str:
+    """What a killed run was about to do, by what it left that was not there `before`."""
+    names = training.saved()
+    new, finished = names - before, sorted(name for name in names if "." not in name)
+    if any(".tmp-" in name and not name.endswith("-old") for name in new):
         return "write"
-    if len(names) > training.run.checkpoint.keep_last:
+    if new and (len(finished) > training.run.checkpoint.keep_last or any(name.endswith("-old") for name in new)):
         return "rename"
     return "step" if steps else "start"
 

@@ -266,7 +266,7 @@ def test_workers_leave_ctrl_c_to_the_main_process():
 
 
 GROUP = """
-import os, signal
+import signal, subprocess, sys
 from test_data_loader import VIEW, arrays
 from vitreous.data.loader import training_batches
 
@@ -274,7 +274,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: print("heard"))
     found = training_batches(arrays(), VIEW, batch_size=2, seed=0, first_step=0, steps=50, num_workers=2)
     next(found)
-    os.system(f"kill -TERM -- -{os.getpgrp()}")
+    subprocess.run([sys.executable, "-c", "import os; os.killpg(os.getpgrp(), 15)"])
     print(1 + sum(1 for _ in found))
 """
 

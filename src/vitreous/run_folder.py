@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -219,6 +220,17 @@ class RunFolder:
             if file.write(line) < len(line):
                 file.truncate(end)  # or the next line would be joined to this half
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def secure(self) -> None:
+        """See that this process may write, and that the measurements outlive a power cut.
+
+        Raises:
+            TakenOver: if another process has claimed the folder since.
+        """
+        self.check()
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())
 
     def measurements(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut short by a power cut is left out."""

@@ -99,7 +99,7 @@ class Training:
             copies=self.trainee.placed.copies,
             copy=self.trainee.placed.copy,
             attempt=attempt,
-            check=folder.check,
+            check=folder.secure,
         )
         self.recent = Recent()
         self.unwritten: list[dict[str, Any]] = []

@@ -304,7 +304,8 @@ def main() -> None:
         seconds = time.monotonic() - began
         result = {"date": date, "machine": machine, "seed": given.seed, "load_average": load, "seconds": seconds}
         write_text(given.out, json.dumps({**result, "rows": rows, **facts}, indent=1) + "\n")
-        said = f"`python benchmarks/faults.py`, {date}, {machine}, seed {given.seed}"
+        busy = " to ".join(f"{one[0]:.1f}" for one in load)
+        said = f"`python benchmarks/faults.py`, {date}, {machine}, seed {given.seed}, load average {busy}."
         write_text(given.out.with_suffix(".md"), f"# What a run survives\n\n{said}\n\n```\n{page(rows)}\n```\n")
 
 

@@ -47,7 +47,8 @@ while [ -n "$interrupted" ]; do # then that was the code of the signal, and the 
     code=$?
 done
 
-if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$most_restarts" ]; then
+# 75: saved; 134: NCCL's watchdog has ended a process that waited on its GPU
+if { [ "$code" -eq 75 ] || [ "$code" -eq 134 ]; } && [ "${SLURM_RESTART_COUNT:-0}" -lt "$most_restarts" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

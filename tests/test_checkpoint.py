@@ -18,6 +18,7 @@ from processes import in_processes
 from test_training import carried_out, tiny
 from vitreous import checkpoint, distributed
 from vitreous.checkpoint import CheckpointConfig, Checkpoints
+from vitreous.claim import TakenOver
 from vitreous.console import Console
 from vitreous.errors import InputError
 from vitreous.objectives.supervised import SupervisedObjective
@@ -382,3 +383,23 @@ def test_lines_that_the_disk_refused_are_not_lost_with_the_process(tmp_path, mon
     lines = [[(line["split"], line["step"]) for line in RunFolder(place).measurements()] for place in places]
     assert not refuse
     assert lines[0] == lines[1]
+
+
+def test_a_process_that_was_taken_over_says_so_when_its_files_are_gone(tmp_path, monkeypatch):
+    def swept(*_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    def taken_over():
+        raise TakenOver("another process has taken over")
+
+    checkpoints = save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "_save_file", swept)
+    with pytest.raises(InputError, match="No such file or directory; see to the disk"):
+        checkpoints.save({"step": 2}, tensors(2))
+    checkpoints.check = taken_over
+    with pytest.raises(TakenOver):
+        checkpoints.save({"step": 2}, tensors(2))
+    checkpoints.check = swept
+    with pytest.raises(InputError, match="see to the disk"):
+        checkpoints.save({"step": 2}, tensors(2))
+    assert held(tmp_path) == (1, {1.0})

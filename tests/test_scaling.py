@@ -42,7 +42,6 @@ def small() -> Work:
         gflops=0.5,
         optimizer=8 * 58,
         cast=116,
-        number=2,
         activations=1000,
         recomputed=300,
     )

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +27,12 @@ from torch.distributed.tensor import DTensor, Shard
 
 from vitreous.config import Config, check_ranges
 from vitreous.distributed import World
-from vitreous.errors import InputError
+from vitreous.errors import InputError, SaidElsewhere
 from vitreous.files import sync_folder, writing
 
 FORMAT = 2
+POLL_S = 0.005
+"""How often a checkpoint that is waited for is looked at."""
 IDLE, READY, FAILED, AT_WORK = range(4)
 """How far a process is with writing a checkpoint. The highest of all counts: nobody goes on while one is at work."""
 
@@ -194,6 +197,8 @@ class Checkpoints:
                 if self.world.is_main:
                     shutil.rmtree(current.folder, ignore_errors=True)
                 current.raise_error()
+            if not self.world.is_main:
+                raise SaidElsewhere("process 0 says that another could not write")
             raise InputError("another process could not write its part of the checkpoint")
 
     def finish(self) -> None:
@@ -202,11 +207,9 @@ class Checkpoints:
         Raises:
             InputError: in every process, if one failed to write.
         """
-        while True:
-            if self._writing is not None:
-                self._writing.wait()
-            if (phase := self.world.highest(lambda: [self.phase()]).read()[0]) == IDLE:
-                return
+        while (phase := self.world.highest(lambda: [self.phase()]).read()[0]) != IDLE:
+            if phase == AT_WORK:  # wait here: in a collective, the others would give up
+                time.sleep(POLL_S)
             self.proceed(phase)
 
     def newest(self, *, most: int | None = None) -> Saved | None:
@@ -273,12 +276,13 @@ class Checkpoints:
                 raise ValueError(f"{file} has changed since it was written")
 
     def _begin(self, state: dict[str, Any], tensors: Mapping[str, Tensor], *, copy: bool) -> None:
-        own = {}
-        for i, (name, tensor) in enumerate(tensors.items()):
+        own, loads = {}, {True: [0] * self.world.size, False: [0] * self.copies}
+        for name, tensor in tensors.items():
             holding = Holding.of(tensor)
             whole = not isinstance(tensor, DTensor)
-            # what several processes hold is written by one of them; each gets its share
-            if i % (self.world.size if whole else self.copies) == (self.world.rank if whole else self.copy):
+            turn = loads[whole].index(min(loads[whole]))  # what several hold is written by the one with least to write
+            loads[whole][turn] += tensor.numel() * tensor.element_size()
+            if turn == (self.world.rank if whole else self.copy):
                 kept = holding.local.cpu()
                 if copy and kept.data_ptr() == holding.local.data_ptr():
                     kept = kept.clone()
@@ -346,14 +350,15 @@ class Checkpoints:
             with writing(path):
                 yield
         except OSError as error:
-            self.check()  # whoever takes the run over removes what is unfinished
+            with suppress(OSError):
+                self.check()  # whoever takes the run over removes what is unfinished
             raise InputError(f"cannot write {path}: {error.strerror or error}; see to the disk") from error
 
     def _prune(self) -> None:
         saved = self.saved()
         kept = set(saved[-self.config.keep_last :])
-        if self.config.keep_best:
-            kept |= {max(saved, key=_score)}
+        if self.config.keep_best and _score(best := max(saved, key=_score)) > -math.inf:
+            kept.add(best)
         for old in saved:
             if old not in kept:
                 old.rename(old.with_name(f"{old.name}.tmp-old"))  # half of a folder must not look like a whole one
@@ -376,11 +381,6 @@ class _Writing:
         if any(future.done() and future.exception() for future in futures):
             return FAILED
         return READY if all(future.done() for future in futures) else AT_WORK
-
-    def wait(self) -> None:
-        for future in (self.part, self.commit):
-            if future is not None:
-                future.exception()
 
     def raise_error(self) -> None:
         for future in (self.part, self.commit):
@@ -433,7 +433,7 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 

@@ -67,11 +67,6 @@ class World:
         return f"{self.size} processes, each " if self.size > 1 else ""
 
     @property
-    def launcher(self) -> str:
-        """What to type before the command to start as many on this machine; "" for one process."""
-        return launcher()
-
-    @property
     def restarted(self) -> bool:
         """Whether a launcher starts processes anew here when some have died."""
         return "TORCHELASTIC_RUN_ID" in os.environ
@@ -170,7 +165,7 @@ class Agreement:
         """How long after this process the last one spoke."""
         if world.size > 1:
             self._said = torch.tensor(values(), dtype=torch.int64)
-            spoke = time.monotonic()
+            self._spoke = spoke = time.monotonic()
             self._work = dist.all_reduce(self._said, dist.ReduceOp.MAX, async_op=True)
             assert self._work is not None
             self._work.get_future().add_done_callback(lambda _: self._heard(spoke))
@@ -183,13 +178,15 @@ class Agreement:
         if self._work is None:
             return list(self._values())
         self._work.wait()
+        self.waited_s = self.waited_s or time.monotonic() - self._spoke
         return self._said.tolist()
 
 
 def launcher() -> str:
-    """What stands before the command where several processes carry it out; "" for one."""
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return f"torchrun --nproc-per-node {local} -m" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    """What stands before the command where torchrun carries it out in several processes of this machine, else ""."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    alone = size == "1" or "TORCHELASTIC_RUN_ID" not in os.environ or size != os.environ.get("LOCAL_WORLD_SIZE")
+    return "" if alone else f"torchrun --nproc-per-node {size} -m"
 
 
 def lost(error: Exception) -> bool:
@@ -245,7 +242,7 @@ def end_with_parent() -> None:
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if parent == 1 or os.getppid() != parent:  # it died before
+    if os.getppid() != parent:  # it died meanwhile; process 1 may well be the launcher, in a container
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -256,6 +253,9 @@ def _meet(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         store = agreed_store(rank, size, timedelta(seconds=patience_s))
         store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        if device.type == "cuda":  # NCCL's watchdog kills the process; what gloo notices first can be said
+            group = dist.distributed_c10d._get_default_group()
+            group._get_backend(device)._set_default_timeout(2 * timeout)
     except (RuntimeError, ValueError) as error:
         said = str(error).partition("\n")[0]
         raise InputError(
@@ -319,12 +319,13 @@ def _accelerator_backend(device: torch.device) -> str:
 
 
 def _chosen_device(name: str, local_rank: int | None) -> torch.device:
-    if name != "auto":
+    """The device of that name; of several processes of a machine, each gets an accelerator of its own."""
+    if name != "auto" and (local_rank is None or ":" in name or name == "cpu"):
         return _named_device(name)
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = torch.accelerator.current_accelerator(check_available=True) if name == "auto" else _named_device(name)
     if found is None:
         return torch.device("cpu")
-    if local_rank is None:
+    if local_rank is None or found.type == "cpu":
         return found
     count = torch.accelerator.device_count()
     if local_rank >= count:

@@ -13,7 +13,7 @@ from vitreous.console import Console
 from vitreous.cores import cores
 from vitreous.data.layouts import absolute, open_data
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, recall
-from vitreous.distributed import World
+from vitreous.distributed import World, launcher
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
 from vitreous.evaluation.held_out import splits_of
@@ -239,7 +239,7 @@ def begin(run: Run, folder: RunFolder, *, prepared: Prepared, world: World, deta
                 **describe_run(run, seed=run.seed),
                 "threads": world.threads,
                 "processes": world.size,
-                **({"launcher": world.launcher} if world.launcher else {}),
+                **({"launcher": launched_by} if (launched_by := launcher()) else {}),
                 "classes": list(prepared.classes),
                 "data": prepared.summary,
                 "data_fingerprint": prepared.fingerprint,

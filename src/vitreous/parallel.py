@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,7 @@ class HybridShard(Parallel):
         check_ranges(self, group_size=(1, math.inf))
 
     def place(self, module: nn.Module, world: World, *, in_order: bool) -> Placed:
-        if world.size % self.group_size:
+        if world.size > 1 and world.size % self.group_size:
             raise InputError(
                 f"{world.size} processes do not divide into groups of {self.group_size}; "
                 "choose another --parallel.group_size"
@@ -151,9 +152,11 @@ def _shard(module: nn.Module, world: World, group_size: int, *, in_order: bool) 
         return Placed(module.to(world.device))
     groups = world.size // group_size
     mesh = init_device_mesh(world.device.type, (groups, group_size), mesh_dim_names=("copy", "shard"))
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # between blocks, tokens stay float32
-    if world.dtype == torch.bfloat16:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # by torch's version
+    for axis in ("copy", "shard"):  # torch gives new groups half an hour
+        set_timeout(timedelta(seconds=world.timeout_s), mesh.get_group(axis))
+    # gathered in float32 and cast by autocast, as where they are whole: tokens and norms stay in float32
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     for unit in [*units(module), module]:
         sharded: Any = fully_shard(unit, mesh=mesh["shard"], mp_policy=policy)
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided
@@ -228,6 +231,7 @@ def _add_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Te
 
 def _add_bucket_in_order(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     _add(bucket.buffer(), group=None, in_order=True)
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    device = bucket.buffer().device
+    done: torch.futures.Future[Tensor] = torch.futures.Future(devices=None if device.type == "cpu" else [device])
     done.set_result(bucket.buffer())
     return done

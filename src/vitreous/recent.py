@@ -59,7 +59,9 @@ class Recent:
             return []
         parts = torch.stack([taken.numbers for taken in self.pending]).cpu().double()
         gathered = world.gather(parts).permute(1, 2, 0, 3).flatten(1, 2).numpy()  # step, micro-batch, name
-        steps = torch.stack([torch.stack([t.grad_norm.double(), t.skipped.double()]) for t in self.pending]).tolist()
+        steps = torch.stack(
+            [torch.stack([t.grad_norm, t.skipped.to(t.grad_norm.dtype)]) for t in self.pending]
+        ).tolist()
         new = []
         for taken, numbers, (norm, skipped) in zip(self.pending, gathered, steps, strict=True):
             means = {name: math.fsum(column) / len(column) for name, column in zip(taken.names, numbers.T)}

@@ -4,7 +4,6 @@ import errno
 import itertools
 import json
 import os
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,6 @@ LEFT_BY_KILLED = (
     ".*.tmp",
     ".model.*.new",
     ".model.*.old",
-    "checkpoints/step-*.tmp",
     "checkpoints/step-*.tmp-*",
     "report/.*.tmp",
     "report/.inspect.*",
@@ -246,9 +244,10 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop measurements later than `step`, which training is about to repeat."""
         if self.metrics.exists():
-            kept = [json.dumps(line) for line in self.measurements() if line["step"] <= step]
+            kept = "".join(f"{json.dumps(line)}\n" for line in self.measurements() if line["step"] <= step)
             self.check()
-            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+            if kept != read_text(self.metrics):
+                write_text(self.metrics, kept)
 
 
 def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]], bool]) -> RunFolder:

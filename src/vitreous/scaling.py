@@ -68,8 +68,6 @@ class Work:
     """Bytes that the optimizer keeps of all parameters."""
     cast: int
     """Bytes of the weights as they are multiplied, where that is another type."""
-    number: int
-    """Bytes of a number in products."""
     activations: int
     """Bytes that wait for the backward pass, of one image."""
     recomputed: int
@@ -173,7 +171,6 @@ def work(config: ClassifierConfig, *, optimizer: OptimizerConfig, dtype: torch.d
         gflops=spent.gflops,
         optimizer=one.optimizer + (encoder.depth - 1) * (two.optimizer - one.optimizer),
         cast=one.weights + (encoder.depth - 1) * (two.weights - one.weights),
-        number=dtype.itemsize,
         activations=one.activations + (encoder.depth - 1) * block,
         recomputed=one.activations + (encoder.depth - 1) * FLOAT32 * spent.tokens * encoder.width,
     )
@@ -205,9 +202,10 @@ def step(work: Work, cluster: Cluster, *, parallel: Parallel, batch_size: int, r
         gathered = 0
     else:
         *blocks, rest = (sum(math.prod(shape) for shape in group) for group in work.groups)
-        # gathered: the rest, the block that is computed and the next; gradients of one, as computed and as added
-        passing = work.number * (rest + 2 * max(blocks)) + (work.number + FLOAT32) * max(blocks)
-        gathered = 2 * work.number * work.parameters  # for forward and for backward
+        # cast for products; gathered: the rest, the block that is computed and the next; gradients of one, as computed
+        # and as added
+        passing = work.cast + FLOAT32 * (rest + 2 * max(blocks)) + 2 * FLOAT32 * max(blocks)
+        gathered = 2 * FLOAT32 * work.parameters  # for forward and for backward
     images, image = batch_size // cluster.gpus, work.recomputed if recompute else work.activations
     largest = max(int((cluster.memory - state - passing) // image), 0)
     if largest < images and shards > 1:

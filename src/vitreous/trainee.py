@@ -148,7 +148,7 @@ class Trainee:
         squared = torch.stack(norms).square().sum()
         if self.placed.shard_group is not None:
             dist.all_reduce(squared, group=self.placed.shard_group)
-        norm = squared.sqrt().to(torch.float64 if self.world.dtype == torch.float64 else torch.float32)
+        norm = squared.sqrt().float().to(gradients[0].dtype)
         if self.run.optimizer.clip_norm is not None:
             torch._foreach_mul_(gradients, (self.run.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
@@ -180,7 +180,7 @@ class Trainee:
         saved.load(self.tensors())
 
     def whole(self) -> Objective:
-        """The objective that training gives, on the CPU, with all of its weights: their average, if there is one."""
+        """The objective that training gives, with all of its weights: their average, if there is one."""
         if self.average is not None:
             with torch.no_grad():
                 for name, parameter in self.average.parameters.items():

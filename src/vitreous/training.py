@@ -178,10 +178,10 @@ class Training:
                     if step > 0:
                         self.save(at_once=True)
                     raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too
-                self.recent.add(taken, images=images, waited_s=waits.seconds, others_s=agreement.waited_s)
                 self.done = done = step + 1
                 last = done == run.steps
                 signal, late, due, phase = agreement.read()
+                self.recent.add(taken, images=images, waited_s=waits.seconds, others_s=agreement.waited_s)
                 paused = time.monotonic()
                 with self.going_on_without("checkpoint"):
                     self.checkpoints.proceed(phase)
@@ -191,8 +191,10 @@ class Training:
                     if (top1 := self.measure(stacks)) is not None:
                         measured = f"{self.held_out[0]} {top1:.1%}"
                         if run.checkpoint.keep_best and top1 > self.best:
-                            self.best = top1
+                            before, self.best = self.best, top1
                             self.save(score=top1)
+                            if self.checkpoints.newest_step != done:  # the disk refused
+                                self.best = before
                     signal = max(signal, *world.highest(lambda: [stop.signal or 0]).read())
                 if shown:
                     task.update(done, f"{shown}  {measured}".strip())

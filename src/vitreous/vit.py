@@ -105,7 +105,10 @@ class ViT(nn.Module):
         self.config = config
         width, last = config.width, max(config.depth - 1, 1)
         self.stem = config.stem.build(channels=config.channels, width=width, patch_size=config.patch_size)
-        self.prefix = nn.Parameter(torch.empty(config.class_token + config.num_registers, width))
+        num_prefix = config.class_token + config.num_registers
+        self.prefix = nn.Parameter(
+            torch.empty(num_prefix, width), requires_grad=num_prefix > 0
+        )  # FSDP adds no empty one
         shape = Shape(
             width=width,
             depth=config.depth,

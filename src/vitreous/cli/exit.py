@@ -26,8 +26,9 @@ from vitreous.cli import (  # noqa: F401 - each adds its commands
 )
 from vitreous.cli.app import app
 from vitreous.errors import InputError, SaidElsewhere
+from vitreous.stopping import EXIT_TRY_AGAIN, Lost, Stopped
 
-EXIT_BUG, EXIT_INPUT, EXIT_TRY_AGAIN, EXIT_INTERRUPTED = 1, 2, 75, 130
+EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 SPEAKER_S = 30.0
 """How long a process that has nothing to say stays, since the first that leaves has torchrun end all others: also the
 one that is to say why."""
@@ -84,8 +85,6 @@ def _leave_the_others(code: int) -> None:
 
 def _explain(error: BaseException) -> int:
     """Say in one line what ended the command; its exit code."""
-    from vitreous.stopping import Lost, Stopped
-
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         if error.errno == errno.EPIPE:  # the reader of our output has left, as `head` does

@@ -52,4 +52,7 @@ class Objective(nn.Module, ABC):
         """The loss of `batch` after `progress` in [0, 1] of training."""
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step; a self-distilling objective moves its teacher here."""
+        """Called after each optimizer step, also one whose numbers were not finite and that changed nothing.
+
+        A self-distilling objective moves its teacher here.
+        """

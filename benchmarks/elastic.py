@@ -128,7 +128,8 @@ class Job:
     @property
     def said(self) -> list[str]:
         """The lines that end a command of ours."""
-        return [line.partition("vitreous: ")[2] for _, line in self.lines if "vitreous: " in line]
+        lines = [line.partition("vitreous: ")[2] for _, line in self.lines if "vitreous: " in line]
+        return [line.replace(f"{self.folder.path.parent}/", "runs/") for line in lines]
 
     def alive(self, *roles: str) -> list[Process]:
         """Its processes of these roles."""
@@ -630,7 +631,7 @@ def mistake(name: str, run: Job, *, since: float | None = None) -> Said:
     """What came out of a job that is to fail."""
     run.end()
     own = [line for _, line in run.lines if "Traceback" in line]
-    codes = [line.split("exitcode")[1].split(")")[0].strip(" :") for _, line in run.lines if "exitcode  :" in line]
+    codes = [line.split("exitcode")[1].strip(" :").split()[0] for _, line in run.lines if "exitcode  :" in line]
     ours = [line for line in own if not line.startswith("Traceback")]  # torchrun's begin a line of their own
     return Said(name, run.said, codes, time.monotonic() - (since or run.began), len(ours))
 

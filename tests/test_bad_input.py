@@ -409,7 +409,7 @@ def test_a_disk_that_is_full_when_training_wants_to_log(vitreous, photos, tmp_pa
     monkeypatch.setattr(RunFolder, "append", full)
     answer = vitreous("train", "smoke", "--data.path", photos, "--steps", "4", "--out", tmp_path / "run")
     assert answer.code == 0
-    assert "warning: no measurement of step 4" in answer.err
+    assert "warning: no measurements at step 4" in answer.err
 
 
 def test_names_with_a_carriage_return_come_back(vitreous, tmp_path):

@@ -307,7 +307,11 @@ def test_circumstances_name_the_number_of_processes_where_it_changes_bits():
 
 
 def test_the_launcher_of_several_processes_is_named(monkeypatch):
-    assert ALONE.launcher == ""
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert distributed.launcher() == ""
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.launcher() == ""  # something else has started them
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert distributed.launcher() == "torchrun --nproc-per-node 4 -m"
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert distributed.launcher() == ""  # the others are on another machine

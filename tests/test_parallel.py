@@ -13,12 +13,16 @@ from test_training import pictures, tiny
 from vitreous import distributed
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.console import Console
+from vitreous.data.loader import training_batches
 from vitreous.errors import InputError
+from vitreous.objectives.supervised import Supervised
 from vitreous.optim import SGD
 from vitreous.parallel import FullShard, HybridShard, PairwiseSum, Parallel, Replicate, sum_in_order, units
+from vitreous.pooling import Mean
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.stopping import Stopped
+from vitreous.trainee import Trainee
 from vitreous.training import Training
 from vitreous.variants import vit
 
@@ -271,3 +275,51 @@ def test_groups_that_do_not_fit_are_refused(tmp_path):
 
 def test_the_blocks_of_a_vit_are_its_units():
     assert len(units(vit("32x3/4", image_size=8).build())) == 3
+
+
+def test_a_model_without_class_token_is_sharded_too(tmp_path):
+    run = small(model=vit("32x2/4", image_size=8, class_token=False), objective=Supervised(pooling=Mean()))
+    alone = carried_out(replace(run, num_micro_batches=2, exact=True), tmp_path / "1")
+    sharded = replace(run, num_micro_batches=2, exact=True, parallel=FullShard())
+    assert carried_out(sharded, tmp_path / "2", processes=2).digest == alone.digest
+
+
+def test_bfloat16_tokens_between_blocks_are_float32_however_weights_lie(tmp_path):
+    def work() -> set[torch.dtype]:
+        world = distributed.start(device="cpu", threads=1, precision="bfloat16")
+        seen = set()
+        for parallel in (Replicate(), FullShard()):
+            trainee = Trainee(small(parallel=parallel), world, num_classes=3)
+            block = trainee.objective.classifier.encoder.blocks[1]
+            block.register_forward_hook(lambda _, inputs, out: seen.update((inputs[0].dtype, out.dtype)))
+            batches = training_batches(
+                pictures(),
+                trainee.run.train_view,
+                batch_size=16,
+                seed=0,
+                first_step=0,
+                steps=1,
+                num_micro_batches=2,
+                mine=trainee.mine,
+            )
+            trainee.take(0, batches)
+        world.leave()
+        return seen
+
+    assert in_processes(2, work) == [{torch.float32}] * 2
+
+
+def test_groups_hear_of_lost_processes_as_soon_as_all(tmp_path):
+    def work() -> list[float]:
+        world = distributed.start(device="cpu", threads=1, timeout_s=7)
+        placed = HybridShard(group_size=2).place(vit("32x2/4", image_size=8).build(), world, in_order=False)
+        found = placed.shard_group._get_backend(world.device).options._timeout.total_seconds()
+        world.leave()
+        return [found]
+
+    assert in_processes(4, work) == [[7.0]] * 4
+
+
+def test_one_process_needs_no_group():
+    world = distributed.start(device="cpu", threads=1)
+    assert HybridShard(group_size=8).place(torch.nn.Linear(2, 2), world, in_order=True).copies == 1

@@ -158,14 +158,16 @@ class Job:
 
     def until_trained(self, *, attempt: int) -> tuple[float, int]:
         """Wait until an attempt later than `attempt` has taken a step; the moment, and the step it began at."""
-        where, before = len(self.lines), self.folder.metrics.stat().st_ino
+        where = len(self.lines)
         self.until(lambda: attempt_of(self.folder) > attempt, "a new attempt")
+        before, reached = self.folder.metrics.stat().st_ino, step_of(self.folder)
 
         def begins() -> list[str]:
             return [line for _, line in self.lines[where:] if "going on from step" in line]
 
-        def goes_on() -> bool:  # in a new file: what was logged after the checkpoint is forgotten
-            return self.folder.metrics.stat().st_ino != before and step_of(self.folder) > first
+        def goes_on() -> bool:  # once what was logged after the checkpoint is forgotten: in a new file
+            forgotten = reached <= first or self.folder.metrics.stat().st_ino != before
+            return forgotten and step_of(self.folder) > first
 
         self.until(begins, "going on")
         first = int(begins()[-1].split("going on from step ")[1].split(" ")[0].replace(",", ""))
@@ -731,6 +733,7 @@ def main() -> None:
     given = parser.parse_args()
     outcomes: list[Outcome] = []
     mistakes: list[Said] = []
+    loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         bench = undisturbed(Path(folder), steps=given.steps)
         for _ in range(given.rounds):
@@ -743,6 +746,7 @@ def main() -> None:
                         function = next(function for function in MISTAKES if function.__name__ == name)
                         mistakes.append(function(bench))
                         print(mistakes[-1], file=sys.stderr, flush=True)
+                    loads.append(os.getloadavg()[0])
                 except NoNamespaces as error:
                     print(f"{name} is left out: {error}", file=sys.stderr)
                 except TimeoutError as error:
@@ -756,20 +760,20 @@ def main() -> None:
         print(f"\n{found.mistake}: {found.seconds:.1f} s, exit codes {found.worker_codes}")
         print("\n".join(f"    {line}" for line in found.said))
     if given.out:
-        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": examine(), "load": os.getloadavg()}
+        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(), "load": loads}
         measured = {"faults": [asdict(o) for o in outcomes], "mistakes": [asdict(m) for m in mistakes], "meet": met}
         write_text(given.out.with_suffix(".json"), json.dumps({**facts, **measured}, indent=1) + "\n")
-        write_text(given.out.with_suffix(".md"), page(outcomes, mistakes, met))
+        write_text(given.out.with_suffix(".md"), page(outcomes, mistakes, met, loads=loads))
 
 
-def page(outcomes: Sequence[Outcome], mistakes: Sequence[Said], met: dict[str, int]) -> str:
+def page(outcomes: Sequence[Outcome], mistakes: Sequence[Said], met: dict[str, int], *, loads: Sequence[float]) -> str:
     """The tables, in Markdown."""
     rows = [HEADS, ("---",) * len(HEADS), *map(_row, outcomes)]
     lines = [
         "# Faults under torchrun",
         "",
-        f"`python benchmarks/elastic.py`, {datetime.now(UTC):%Y-%m-%d}, load average {os.getloadavg()[0]:.1f} on "
-        f"{os.cpu_count()} cores. Two gloo processes unless said otherwise, `--timeout-s {TIMEOUT_S:g}`.",
+        f"`python benchmarks/elastic.py`, {datetime.now(UTC):%Y-%m-%d}, load average {min(loads):.1f} to {max(loads):.1f} "
+        f"on {os.cpu_count()} cores. Two gloo processes unless said otherwise, `--timeout-s {TIMEOUT_S:g}`.",
         "A run is recovered when the next step is logged, imports of torch included.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
@@ -784,6 +788,11 @@ def page(outcomes: Sequence[Outcome], mistakes: Sequence[Said], met: dict[str, i
         lines += [f"{found.mistake[0].upper()}{found.mistake[1:]}, after {found.seconds:.1f} s:", "", "```text"]
         lines += [*found.said, "```", ""]
     return "\n".join(lines)
+
+
+def _machine() -> dict[str, str]:
+    """What it is, without folders of its owner."""
+    return {name: fact for name, fact in examine().items() if "/" not in fact}
 
 
 HEADS = ("fault", "injected", "recovered", "noticed, s", "recovered, s", "orphans", "same bits", "exit codes", "notes")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from vitreous.checkpoint import CheckpointConfig, Checkpoints, read_manifest
+from vitreous.checkpoint import CheckpointConfig, Checkpoints
 from vitreous.distributed import World
+from vitreous.saved import read_manifest
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), dtype=torch.float32, threads=1)
 Found = tuple[int, list[str]]

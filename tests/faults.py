@@ -29,7 +29,6 @@ from safetensors import safe_open
 import vitreous.experiment
 import vitreous.inspection.report
 import vitreous.recipes.shipped  # noqa: F401
-from vitreous.checkpoint import read_manifest
 from vitreous.cli.exit import main
 from vitreous.data import loader
 from vitreous.data.prepare import DataConfig
@@ -37,6 +36,7 @@ from vitreous.data.views import EvalView, TrainView
 from vitreous.parallel import Parallel, Replicate
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
+from vitreous.saved import read_manifest
 from vitreous.schedule import Cosine
 from vitreous.stopping import EXIT_TRY_AGAIN
 from vitreous.trainee import Trainee

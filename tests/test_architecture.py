@@ -36,7 +36,7 @@ LEVELS = [
     {"block", "resnet", "initialisation", "vit"},
     {"pooling", "head", "classifier", "variants", "budget", "packing"},
     {"data", "optim", "distributed", "metrics", "weights", "run_folder", "claim", "run_state"},
-    {"parallel", "guard"},
+    {"parallel", "guard", "saved"},
     {"checkpoint", "averaging", "scaling"},
     {"objectives"},
     {"run"},

@@ -16,7 +16,7 @@ from torch import Tensor
 from damage import flips, opened, swaps, truncations
 from processes import in_processes
 from test_training import carried_out, tiny
-from vitreous import checkpoint, distributed
+from vitreous import checkpoint, distributed, saved
 from vitreous.checkpoint import CheckpointConfig, Checkpoints
 from vitreous.claim import TakenOver
 from vitreous.console import Console
@@ -101,7 +101,7 @@ def test_files_of_other_steps_processes_and_runs_are_noticed(whole):
         (b"[]", "manifest.json has changed"),
         (b'{"manifest": 7}', "manifest.json has changed"),
         (b"[" * 100_000, "manifest.json has changed"),
-        (checkpoint._sealed({"format": 1}), "another version"),
+        (saved.sealed({"format": 1}), "another version"),
     ],
 )
 def test_a_manifest_that_is_none_is_said(tmp_path, content, reason):
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
     def forbidden(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "_crc32", forbidden)
+    monkeypatch.setattr(checkpoint, "crc32", forbidden)
     with pytest.raises(InputError, match=r"cannot read .*Permission denied"):
         held(tmp_path)
     assert path.is_dir()

@@ -7,10 +7,10 @@ import torch._dynamo
 from processes import in_processes
 from test_training import pictures, tiny
 from vitreous import distributed
-from vitreous.checkpoint import Holding
 from vitreous.close_up import Part, Shown, class_scores, images_of, parts_of
 from vitreous.diagnosis import watched
 from vitreous.parallel import FullShard, HybridShard, Parallel, Replicate
+from vitreous.saved import Holding
 from vitreous.trainee import Trainee
 
 STEP = 3

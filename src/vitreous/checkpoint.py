@@ -1,4 +1,4 @@
-"""Checkpoints: tensors only, written beside and renamed, checked byte for byte when they are read.
+"""Checkpoints: tensors only, written beside and renamed, checked byte for byte before they are read.
 
 Every process writes the part of the state that lies in it, so writing is shared out; any number of processes, holding
 the weights in any way, reads it back.
@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,18 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from vitreous.config import Config, check_ranges
 from vitreous.distributed import World
 from vitreous.errors import InputError, SaidElsewhere
 from vitreous.files import sync_folder, writing
+from vitreous.saved import FORMAT, Holding, Saved, crc32, read_manifest, sealed
 
-FORMAT = 2
 POLL_S = 0.005
 """How often a checkpoint that is waited for is looked at."""
 IDLE, READY, FAILED, AT_WORK = range(4)
@@ -52,75 +50,6 @@ class CheckpointConfig(Config):
 
     def __post_init__(self) -> None:
         check_ranges(self, every_s=(0, math.inf), keep_last=(1, math.inf))
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What of a tensor lies in this process: rows `start` to `start` + `rows` of its first axis."""
-
-    local: Tensor
-    shape: tuple[int, ...]
-    start: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Holding":
-        """The part of `tensor` in this process; of a plain tensor, all."""
-        if not isinstance(tensor, DTensor):
-            return cls(tensor.detach(), tuple(tensor.shape), 0)
-        mesh = tensor.device_mesh
-        assert tensor.placements == (Shard(0),), "fully_shard divides the first axis"
-        each = -(-tensor.shape[0] // mesh.size())
-        start = min(mesh.get_local_rank() * each, tensor.shape[0])
-        return cls(tensor.to_local().detach(), tuple(tensor.shape), start)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """One whole checkpoint: its bytes are those that were written."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What was saved beside the tensors, as plain JSON; "step" is the number of steps done."""
-        return self.manifest["state"]
-
-    @property
-    def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Each tensor's type and whole shape."""
-        return {
-            name: (getattr(torch, dtype), tuple(shape)) for name, (dtype, shape) in self.manifest["tensors"].items()
-        }
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill `tensors`, or the parts of them that lie in this process.
-
-        Raises:
-            InputError: if the checkpoint holds other tensors.
-        """
-        wanted = {name: Holding.of(tensor) for name, tensor in tensors.items()}
-        theirs = {name: shape for name, (_, shape) in self.shapes.items()}
-        if theirs != (ours := {name: holding.shape for name, holding in wanted.items()}):
-            odd = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-            raise InputError(
-                f"{self.path} is of another model: {odd[0]} and {len(odd) - 1} more differ; choose another --out"
-            )
-        for file, entry in self.manifest["files"].items():
-            with safe_open(self.path / file, framework="pt") as opened:
-                for name, start in entry["starts"].items():
-                    _copy_rows(opened, name, start, wanted[name])
-
-
-def _copy_rows(opened: Any, name: str, start: int, holding: Holding) -> None:
-    part = opened.get_slice(name)
-    if not holding.shape:
-        holding.local.copy_(opened.get_tensor(name))
-        return
-    rows = part.get_shape()[0]
-    first, last = max(start, holding.start), min(start + rows, holding.start + holding.local.shape[0])
-    if first < last:
-        holding.local[first - holding.start : last - holding.start].copy_(part[first - start : last - start])
 
 
 class Checkpoints:
@@ -271,7 +200,7 @@ class Checkpoints:
             raise ValueError("it is of another run")
         for i, (file, entry) in enumerate(manifest["files"].items()):
             if i % self.world.size == self.world.rank and (
-                (path / file).stat().st_size != entry["bytes"] or _crc32(path / file) != entry["crc32"]
+                (path / file).stat().st_size != entry["bytes"] or crc32(path / file) != entry["crc32"]
             ):
                 raise ValueError(f"{file} has changed since it was written")
 
@@ -310,7 +239,7 @@ class Checkpoints:
                 )
             _save_file({name: holding.local for name, holding in own.items()}, file)
             starts = {name: holding.start for name, holding in own.items()}
-            entry = {"bytes": file.stat().st_size, "crc32": _crc32(file), "starts": starts}
+            entry = {"bytes": file.stat().st_size, "crc32": crc32(file), "starts": starts}
             _write_synced(file.with_suffix(".json"), json.dumps(entry).encode())
 
     def _commit(self, written: "_Writing") -> None:
@@ -331,7 +260,7 @@ class Checkpoints:
                 "tensors": written.shapes,
                 "files": files,
             }
-            _write_synced(written.folder / "manifest.json", _sealed(manifest))
+            _write_synced(written.folder / "manifest.json", sealed(manifest))
             sync_folder(written.folder)
             self.check()
             written.folder.rename(target)
@@ -388,32 +317,6 @@ class _Writing:
                 future.result()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What manifest.json in the checkpoint `path` says.
-
-    Raises:
-        ValueError: if a byte of it has changed since it was written.
-    """
-    data = (path / "manifest.json").read_bytes()
-    try:
-        manifest = json.loads(data)["manifest"]
-        same = _sealed(manifest) == data
-    except (ValueError, KeyError, TypeError, RecursionError):
-        same = False
-    if not same:
-        raise ValueError("manifest.json has changed since it was written")
-    if manifest["format"] != FORMAT:
-        raise ValueError("it was written by another version")
-    if f"step-{manifest['state']['step']:08d}" != path.name:
-        raise ValueError("manifest.json is that of another step")
-    return manifest
-
-
-def _sealed(manifest: dict[str, Any]) -> bytes:
-    text = json.dumps(manifest)
-    return f'{{"manifest": {text}, "crc32": {zlib.crc32(text.encode())}}}\n'.encode()
-
-
 def _score(path: Path) -> float:
     try:
         score = read_manifest(path)["state"].get("score")
@@ -442,11 +345,3 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-    return value

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vitreous.checkpoint import Checkpoints, Saved
+from vitreous.checkpoint import Checkpoints
 from vitreous.close_up import Part, Shown, class_scores, images_of, parts_of
 from vitreous.console import Console
 from vitreous.cores import cores
@@ -27,6 +27,7 @@ from vitreous.recent import Recent, Row
 from vitreous.recorded import SAME, agreement
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
+from vitreous.saved import Saved
 from vitreous.trainee import Trainee
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vitreous.averaging import Average
-from vitreous.checkpoint import Saved
 from vitreous.data.batch import Batch
 from vitreous.distributed import World
 from vitreous.guard import Guard
 from vitreous.objectives.base import Objective
 from vitreous.parallel import PairwiseSum, Placed, compute_again, local, units
 from vitreous.run import Run
+from vitreous.saved import Saved
 from vitreous.seeding import key
 from vitreous.weights.open import open_model
 

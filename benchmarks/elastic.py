@@ -153,8 +153,13 @@ class Job:
         return time.monotonic()
 
     def until_step(self, step: int) -> float:
-        """Wait until `step` is logged; the moment."""
-        return self.until(lambda: step_of(self.folder) >= step, f"step {step}")
+        """Wait until `step` is logged and there is a checkpoint to go on from; the moment."""
+
+        def reached() -> bool:
+            saved = any(path.suffix == "" for path in self.folder.checkpoints.glob("step-*"))
+            return saved and step_of(self.folder) >= step
+
+        return self.until(reached, f"step {step}")
 
     def until_trained(self, *, attempt: int) -> tuple[float, int]:
         """Wait until an attempt later than `attempt` has taken a step; the moment, and the step it began at."""
@@ -772,8 +777,8 @@ def page(outcomes: Sequence[Outcome], mistakes: Sequence[Said], met: dict[str, i
     lines = [
         "# Faults under torchrun",
         "",
-        f"`python benchmarks/elastic.py`, {datetime.now(UTC):%Y-%m-%d}, load average {min(loads):.1f} to {max(loads):.1f} "
-        f"on {os.cpu_count()} cores. Two gloo processes unless said otherwise, `--timeout-s {TIMEOUT_S:g}`.",
+        f"`python benchmarks/elastic.py`, {datetime.now(UTC):%Y-%m-%d}, on {os.cpu_count()} cores, load average "
+        f"{min(loads):.1f} to {max(loads):.1f}. Two gloo processes unless said otherwise, `--timeout-s {TIMEOUT_S:g}`.",
         "A run is recovered when the next step is logged, imports of torch included.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),

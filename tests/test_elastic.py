@@ -18,7 +18,7 @@ from elastic import Bench, attempt_of, digest, job, step_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="faults are found and made through /proc")
 
-STEPS = 100
+STEPS = 120
 
 
 def finish_here(out: Path) -> str:

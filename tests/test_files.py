@@ -80,8 +80,8 @@ def test_the_systems_refusal_becomes_advice(number, advice, tmp_path):
 
 
 def test_another_fault_stays_itself(tmp_path):
-    with pytest.raises(OSError, match="Input/output") as error, writing(tmp_path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(OSError, match="Bad file") as error, writing(tmp_path):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     assert not isinstance(error.value, InputError)
 
 

@@ -92,7 +92,7 @@ def test_what_killed_processes_left_is_swept_and_not_in_the_way(tmp_path):
     (folder.path / "split.csv").touch()
     with folder.claimed() as claim:
         folder.write_record({"config": {}})
-        for left in ("step-00000003.123.tmp", f"step-00000004.tmp-{claim.attempt}", "step-00000002.tmp-old"):
+        for left in ("step-00000003.tmp-0", f"step-00000004.tmp-{claim.attempt}", "step-00000002.tmp-old"):
             (folder.checkpoints / left).mkdir(parents=True)
         (folder.path / ".model.123.new").mkdir()
         (folder.path / ".evaluation.json.123.tmp").touch()

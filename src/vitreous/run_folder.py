@@ -246,8 +246,12 @@ class RunFolder:
         if self.metrics.exists():
             kept = "".join(f"{json.dumps(line)}\n" for line in self.measurements() if line["step"] <= step)
             self.check()
-            if kept != read_text(self.metrics):
-                write_text(self.metrics, kept)
+            same = kept == read_text(self.metrics)
+            try:
+                write_text(self.metrics, kept)  # another file: whoever has the old one open writes into nothing
+            except InputError:
+                if not same:
+                    raise
 
 
 def choose_folder(out: str | None, name: str, *, same: Callable[[dict[str, Any]], bool]) -> RunFolder:

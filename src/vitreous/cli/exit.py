@@ -100,7 +100,7 @@ def _explain(error: BaseException) -> int:
             _complain(f"{error}; saved. To go on, type the same command again: {again}")
         return error.exit_code
     if isinstance(error, Lost):
-        _complain(f"{error}; the newest checkpoint is whole, and the same command goes on from it")
+        _complain(f"{error}; what was saved is whole, and the same command goes on from there")
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         if os.environ.get("RANK", "0") == "0":

@@ -224,6 +224,9 @@ class Billion(ArraySource):
         super().__init__(images().pixels, prefix="noise", classes=[str(i) for i in range(10)], labels=images().labels)
         self.labels = np.broadcast_to(np.int64(3), (10**9,))
 
+    def __reduce__(self) -> Any:  # labels that are one number would be written out
+        return Billion, ()
+
     def __len__(self) -> int:
         return 10**9
 

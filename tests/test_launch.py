@@ -88,7 +88,7 @@ def test_sigterm_reaches_the_processes_and_the_job_queues_again_once(slurm, tmp_
     """A process that saves faster than the others does not end them, and nobody is killed."""
     job = slurm("smoke", behaviour="wait")
     deadline = time.monotonic() + 30
-    while len(list(tmp_path.glob("up.*"))) < TASKS:
+    while len(list(tmp_path.glob("up.*"))) < TASKS or len(lines(tmp_path / "tasks")) < TASKS:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)

@@ -173,8 +173,10 @@ class Training:
                 try:
                     taken = trainee.take(step, waits)
                 except InputError:
-                    if stop.signal is None or world.size > 1:
+                    if stop.signal is None:
                         raise
+                    if world.size > 1:  # its readers were told to end, too; the others cannot be asked any more
+                        raise Lost(step, run.steps, f"process {world.rank} was {stop.reason}") from None
                     if step > 0:
                         self.save(at_once=True)
                     raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too

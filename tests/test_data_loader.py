@@ -273,16 +273,22 @@ from vitreous.data.loader import training_batches
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: print("heard"))
     found = training_batches(arrays(), VIEW, batch_size=2, seed=0, first_step=0, steps=50, num_workers=2)
-    next(found)
-    subprocess.run([sys.executable, "-c", "import os; os.killpg(os.getpgrp(), 15)"])
+    launcher = "import os, time; time.sleep(0.5); os.killpg(os.getpgrp(), 15)"
+    if "starting" in sys.argv:  # their fork server imports torch
+        subprocess.Popen([sys.executable, "-c", launcher])
+        next(found)
+    else:
+        next(found)
+        subprocess.run([sys.executable, "-c", launcher])
     print(1 + sum(1 for _ in found))
 """
 
 
-def test_workers_outlive_a_launchers_signal_to_the_whole_group(tmp_path):
+@pytest.mark.parametrize("when", ["starting", "reading"])
+def test_workers_outlive_a_launchers_signal_to_the_whole_group(when, tmp_path):
     (tmp_path / "group.py").write_text(GROUP)
     done = subprocess.run(
-        [sys.executable, tmp_path / "group.py"],
+        [sys.executable, tmp_path / "group.py", when],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},

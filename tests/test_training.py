@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from processes import in_processes
 from vitreous import distributed, stopping, training
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.classifier import Classifier
@@ -20,7 +21,7 @@ from vitreous.optim import AdamW
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.schedule import Constant, Cosine, Schedule
-from vitreous.stopping import Stopped
+from vitreous.stopping import Lost, Stopped
 from vitreous.training import Diverged, train
 from vitreous.variants import vit
 from vitreous.weights.open import open_model
@@ -51,7 +52,7 @@ def tiny(**changes) -> Run:
     return replace(run, **changes)
 
 
-def carried_out(run: Run, path, *, time_limit_s: float | None = None) -> Classifier:
+def carried_out(run: Run, path, *, time_limit_s: float | None = None, world: distributed.World = WORLD) -> Classifier:
     data = pictures()
     folder = RunFolder(path)
     path.mkdir(exist_ok=True)
@@ -60,7 +61,7 @@ def carried_out(run: Run, path, *, time_limit_s: float | None = None) -> Classif
         data,
         held_out=("test", data),
         folder=folder,
-        world=WORLD,
+        world=world,
         console=Console(quiet=True),
         time_limit_s=time_limit_s,
     )
@@ -168,6 +169,24 @@ def test_readers_that_die_of_the_same_signal_do_not_hide_it(tmp_path, monkeypatc
     with pytest.raises(Stopped, match="asked to end after step 1 of 12"):
         carried_out(tiny(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_one_of_many_processes_whose_readers_die_of_the_same_signal_leaves_to_try_again(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise InputError("loading images failed: a worker process died")
+        yield
+
+    def work() -> tuple[str, int]:
+        monkeypatch.setattr(training, "training_batches", killed)
+        world = distributed.start(device="cpu", threads=1)
+        with pytest.raises(Lost) as lost:
+            carried_out(tiny(num_micro_batches=2), tmp_path, world=world)
+        return str(lost.value), lost.value.exit_code
+
+    assert in_processes(2, work) == [
+        (f"process {rank} was asked to end after step 0 of 12", stopping.EXIT_TRY_AGAIN) for rank in range(2)
+    ]
 
 
 def test_a_damaged_checkpoint_is_said(tmp_path, monkeypatch):

@@ -176,7 +176,8 @@ class Training:
                     if stop.signal is None:
                         raise
                     if world.size > 1:  # its readers were told to end, too; the others cannot be asked any more
-                        raise Lost(step, run.steps, f"process {world.rank} was {stop.reason}") from None
+                        asked = f"process {world.rank} was {stop.reason} after step {step:,} of {run.steps:,}"
+                        raise Lost(asked) from None
                     if step > 0:
                         self.save(at_once=True)
                     raise Stopped(step, run.steps, stop.exit_code, stop.reason) from None  # it killed the readers too

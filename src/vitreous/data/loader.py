@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 
 import torch
@@ -186,7 +188,9 @@ def _batches(
 
 def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
     """What `loader` gives; its timeout only makes it look whether the workers are alive."""
-    batches, waited = iter(loader), 0.0
+    with _sigterm_blocked() if loader.num_workers else nullcontext():
+        batches = iter(loader)
+    waited = 0.0
     while True:
         try:
             loaded = next(batches)
@@ -205,16 +209,34 @@ def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
         yield loaded
 
 
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Start processes that SIGTERM cannot end before they can tell who sent it."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start unblocks SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    """Leave signals that reach the whole group, of Ctrl-C or a launcher, to the main process.
+
+    It decides what they mean, and needs its workers until it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in threads begun from here on, too
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a fork server may be older than our loaders
         threading.Thread(target=_heed_parent, daemon=True).start()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _heed_parent() -> None:
-    """End a worker at a SIGTERM of the process it reads for alone: that of a launcher reaches the whole group, too."""
+    """End a worker at a SIGTERM of the process it reads for alone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
@@ -238,5 +260,5 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vitreous.data.reader"])
+    context.set_forkserver_preload([__name__])
     return context

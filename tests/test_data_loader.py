@@ -312,6 +312,8 @@ def test_sources_are_small_when_pickled_and_come_back_equal(tmp_path):
 
 def test_a_bug_in_a_reader_is_no_dead_reader():
     class Broken:
+        num_workers = 0
+
         def __iter__(self):
             raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshape is invalid")
             yield

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from pictures import noise, smooth
 from vitreous import config
+from vitreous.data.augment import TrivialAugment
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
 from vitreous.fields import walk
@@ -76,7 +77,7 @@ def test_a_squashed_view_of_another_shape_equals_timms():
 def test_a_side_means_as_much_height_as_width():
     image = noise(width=50, height=37)
     assert torch.equal(EvalView(image_size=24)(image), EvalView(image_size=(24, 24))(image))
-    settings = {"shift_ratio": 0.1, "rotate": 15, "trivial_augment": True, "erase": 0.5}
+    settings = {"shift_ratio": 0.1, "rotate": 15, "augment": TrivialAugment(), "erase": 0.5}
     for seed in range(10):
         views = [TrainView(image_size=size, **settings)(image, rng(seed)) for size in (24, (24, 24))]
         assert torch.equal(*views)
@@ -216,19 +217,13 @@ def test_erasing_stays_within_a_view_of_any_shape():
     assert 16 < max(widths) <= 48
 
 
-def test_trivial_augment_is_torchvisions_and_changes_images():
-    image = smooth(32, 32)
-    plain = still(32)(image, rng())
-    views = [still(32, trivial_augment=True)(image, rng(seed)) for seed in range(40)]
-    assert sum(not torch.equal(view, plain) for view in views) > 20
-    drawn = rng(3)
-    ours = still(32, trivial_augment=True)(image, rng(3))
-    torch.manual_seed(int(drawn.integers(2**63)))
-    assert np.array_equal(as_image(ours), v2.TrivialAugmentWide()(image))
+def test_an_image_is_augmented_once_it_has_the_size_of_the_view():
+    seen = still(32, augment=TrivialAugment())(smooth(64, 48), rng(3))
+    assert np.array_equal(as_image(seen), TrivialAugment()(as_image(still(32)(smooth(64, 48), rng(3))), rng(3)))
 
 
 def everything() -> TrainView:
-    return TrainView(image_size=24, shift_ratio=0.1, rotate=15, trivial_augment=True, erase=0.5)
+    return TrainView(image_size=24, shift_ratio=0.1, rotate=15, augment=TrivialAugment(), erase=0.5)
 
 
 def test_the_same_generator_gives_the_same_pixels_and_another_gives_others():

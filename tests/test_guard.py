@@ -16,7 +16,7 @@ from vitreous.data.loader import training_batches
 from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.guard import Guard
-from vitreous.optim import SGD, AdamW
+from vitreous.optim import SGD, Adafactor, Adam, AdamW, Muon
 from vitreous.parallel import FullShard, Parallel, Replicate, local
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
@@ -71,7 +71,11 @@ def untouched(run: Run, world: World, faults: list[Fault]) -> list[tuple[float, 
     return found
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(), SGD(), SGD(momentum=0.0)], ids=["adamw", "sgd", "plain"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [AdamW(layer_decay=0.7, decay_by_rate=False), Adam(), SGD(), SGD(momentum=0.0), Muon(), Adafactor()],
+    ids=["adamw", "adam", "sgd", "plain", "muon", "adafactor"],
+)
 def test_of_50_steps_with_a_number_that_is_none_no_bit_of_the_state_changes(optimizer):
     run = tiny(optimizer=optimizer, max_skipped_steps=9, ema_decay=0.9)
     assert [answer[:2] for answer in untouched(run, WORLD, FAULTS)] == [(1.0, True)] * 50

@@ -7,6 +7,7 @@ from PIL import Image
 
 from vitreous import distributed, planning
 from vitreous.cores import cores
+from vitreous.data.augment import TrivialAugment
 from vitreous.data.prepare import DataConfig, Prepared, prepare
 from vitreous.errors import InputError
 from vitreous.optim import SGD
@@ -83,8 +84,8 @@ def test_steps_fit_the_time_and_are_no_more_than_are_worth_it(tmp_path):
 def test_the_more_often_an_image_is_seen_the_more_it_is_altered(tmp_path):
     prepared = images(tmp_path / "x", each=500)
     few, many = planned(prepared, minutes=0.1), planned(prepared, minutes=60)
-    assert not few.train_view.trivial_augment
-    assert many.train_view.trivial_augment
+    assert few.train_view.augment is None
+    assert many.train_view.augment == TrivialAugment()
     assert many.train_view.min_area_ratio < few.train_view.min_area_ratio
     assert many.optimizer.weight_decay > few.optimizer.weight_decay
 

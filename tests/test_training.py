@@ -13,11 +13,13 @@ from vitreous import distributed, stopping, training
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.classifier import Classifier
 from vitreous.console import Console
+from vitreous.data.augment import RandAugment
+from vitreous.data.mixing import Mixing
 from vitreous.data.source import ArraySource
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
-from vitreous.objectives.supervised import SupervisedObjective
-from vitreous.optim import AdamW
+from vitreous.objectives.supervised import Supervised, SupervisedObjective
+from vitreous.optim import Adafactor, Adam, AdamW, Muon
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.schedule import Constant, Cosine, Schedule
@@ -94,12 +96,26 @@ def test_it_learns(tmp_path):
     assert last["top1"] > 0.95
 
 
-def test_stopped_and_gone_on_with_it_has_the_bits_of_an_undisturbed_run(tmp_path):
-    undisturbed = carried_out(tiny(), tmp_path / "whole")
+RANDOM = {
+    "objective": Supervised(mixing=Mixing(mixup=0.8, cutmix=1.0), loss="sigmoid", label_smoothing=0.1),
+    "train_view": TrainView(image_size=8, augment=RandAugment()),
+    "model": vit("32x2/4", image_size=8, patch_drop=0.3),
+}
+"""Whatever else draws at random."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, RANDOM, {"optimizer": Adam()}, {"optimizer": Adafactor()}, {"optimizer": Muon()}],
+    ids=["plain", "random", "adam", "adafactor", "muon"],
+)
+def test_stopped_and_gone_on_with_it_has_the_bits_of_an_undisturbed_run(changes, tmp_path):
+    run = tiny(**changes)
+    undisturbed = carried_out(run, tmp_path / "whole")
     codes = []
     while True:
         try:
-            again = carried_out(tiny(), tmp_path / "parts", time_limit_s=0.0)
+            again = carried_out(run, tmp_path / "parts", time_limit_s=0.0)
             break
         except Stopped as stopped:
             codes.append(stopped.exit_code)

@@ -16,7 +16,8 @@ from vitreous.position import EveryLayer, Learned, NoPosition, Position, RoPE2d,
 from vitreous.relative import RelativeBias, RelativeKeys
 from vitreous.resnet import ResNetStem
 from vitreous.stem import Patchify
-from vitreous.variants import SIZES
+from vitreous.tokens import gather
+from vitreous.variants import SIZES, vit
 from vitreous.vit import ViTConfig, divisible_size
 from vitreous.weights.timm_tensors import to_timm
 
@@ -294,3 +295,22 @@ def test_a_hybrids_patch_size_is_its_whole_stride():
     assert config.grid == (2, 2)
     assert config.stride == 16
     assert config.build().stem.patches.kernel_size == (2, 2)
+
+
+def test_dropped_patches_are_other_ones_each_time_and_none_when_it_is_measured():
+    torch.manual_seed(0)
+    encoder = vit("32x2/4", image_size=32, patch_drop=0.4).build()
+    images, shown = torch.randn(3, 3, 32, 32), []
+    encode = encoder.encode
+    encoder.encode = lambda tokens: shown.append(tokens) or encode(tokens)
+    encoder(images)
+    encoder(images)
+    whole = encoder.embed(images)
+    for tokens in shown:
+        assert tokens.patches.shape == (3, 38, 32)  # of 64, rounded
+        places = tokens.places[..., 0] * 8 + tokens.places[..., 1]
+        assert (places.diff(dim=1) > 0).all()
+        assert_close(tokens.patches, gather(whole.patches, places))
+    assert not torch.equal(shown[0].coords, shown[1].coords)
+    assert not torch.equal(shown[0].coords[0], shown[0].coords[1])
+    assert encoder.eval()(images).patches.shape == (3, 64, 32)

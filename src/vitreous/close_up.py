@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitreous.data.source import Source
@@ -37,14 +36,14 @@ class Shown:
     name: str
     label: str
     loss: float | None
-    """Of this image alone; None for an objective that has none."""
+    """Of this image alone; None where images were mixed, and for an objective that has none."""
 
 
 @contextmanager
 def class_scores(objective: Objective) -> Iterator[list[Tensor]]:
     """The class scores of every micro-batch that is computed meanwhile."""
     found: list[Tensor] = []
-    if not isinstance(objective, SupervisedObjective):
+    if not isinstance(objective, SupervisedObjective) or objective.config.mixing.used:
         yield found
         return
     handle = objective.classifier.register_forward_hook(lambda module, inputs, out: found.append(out.detach()))
@@ -61,8 +60,7 @@ def images_of(trainee: Trainee, watch: Watch, scores: list[Tensor], source: Sour
         assert isinstance(objective, SupervisedObjective)
         assert batch.labels is not None
         fine = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        smoothing = objective.label_smoothing
-        losses.append(F.cross_entropy(fine, batch.labels, reduction="none", label_smoothing=smoothing))
+        losses.append(objective.losses(fine, batch.labels))
     index = torch.cat([batch.index for batch in watch.shown]).cpu()
     alone = torch.cat(losses).detach().cpu().double() if losses else torch.full(index.shape, math.nan).double()
     pairs = trainee.world.gather(torch.stack([index.double(), alone])).transpose(1, 2).flatten(0, 1).tolist()

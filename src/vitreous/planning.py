@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from vitreous.budget import plain_classifier
 from vitreous.console import duration
 from vitreous.cores import cores, idle_cores
+from vitreous.data.augment import TrivialAugment
 from vitreous.data.loader import training_batches
 from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.views import TrainView
@@ -111,9 +112,8 @@ def _alterations(view: TrainView) -> list[str]:
         f"shifts to {100 * view.shift_ratio:.0f} %": view.shift_ratio > 0,
         f"turns to {view.rotate:g}°": view.rotate > 0,
         "flips": view.flip,
-        "TrivialAugment": view.trivial_augment,
     }
-    return [name for name, used in done.items() if used]
+    return [name for name, used in done.items() if used] + [type(view.augment).__name__] * (view.augment is not None)
 
 
 def _fine_tuning(request: Request, product: Product) -> Run:
@@ -175,7 +175,7 @@ def _against_learning_by_heart(run: Run) -> Run:
         min_area_ratio=0.6 if small else 0.25,
         shift_ratio=0.1 if small else 0.0,
         rotate=10.0,
-        trivial_augment=view.flip,  # colours and mirror images are altered together, or neither
+        augment=TrivialAugment() if view.flip else None,  # colours and mirror images are altered together, or neither
     )
     return replace(run, train_view=altered, optimizer=replace(run.optimizer, weight_decay=0.5))
 

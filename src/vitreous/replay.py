@@ -94,7 +94,7 @@ def replay(folder: RunFolder, run: Run, *, step: int, world: World, console: Con
     trainee.forget_gradients()
     row, spike = course.go_to(step)
     after = digest(trainee.tensors())
-    rate = trainee.optimizer.param_groups[0]["lr"]
+    rate = taken.learning_rate((step - 1) / taken.steps)
     agrees = agreement(folder, run, row=row, spike=spike, recent=course.recent, learning_rate=rate)
     if (there := checkpoints.newest(most=step)) is not None and there.state["step"] == step:
         trainee.restore(there)

@@ -89,6 +89,11 @@ class Run(Config):
                 f"eval_view.image_size {self.eval_view.image_size} is not model.image_size {self.model.image_size}; "
                 "only train_view may have another"
             )
+        if self.optimizer.needs_whole_matrices and not isinstance(self.parallel, Replicate):
+            raise InputError(
+                f"{type(self.optimizer).__name__} needs whole matrices, which {type(self.parallel).__name__} divides; "
+                "give --parallel Replicate, or --optimizer AdamW"
+            )
         if self.model.channels != 3:
             raise InputError(f"model.channels is {self.model.channels}; images have 3")
 

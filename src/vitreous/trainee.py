@@ -85,8 +85,7 @@ class Trainee:
         """Take step number `step`, on this process' next micro-batches."""
         progress = step / self.run.steps
         self.objective.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.run.learning_rate(progress)
+        self.run.optimizer.set_rate(self.optimizer, self.run.learning_rate, progress)
         names, numbers = self.gradients(step, progress, batches)
         norm = self._clipped_norm()
         loss = self.world.sum(numbers[:, 0].sum())
@@ -96,7 +95,8 @@ class Trainee:
         for name, parameter in self.parameters.items():
             self.own[name].data = local(parameter.detach())
             self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
-        if self.world.device.type not in DEAF or not float(skipped):
+        deaf = self.world.device.type in DEAF or not self.run.optimizer.heeds_found_inf
+        if not deaf or not float(skipped):
             self.optimizer.step()
         self.forget_gradients()
         if self.average is not None:
@@ -175,7 +175,8 @@ class Trainee:
             if kind == "optimizer" and name in self.own:
                 own = self.own[name].detach()
                 same = shape == tuple(self.parameters[name].shape)
-                empty = torch.zeros_like(own) if same else torch.zeros(shape, dtype=dtype, device=own.device)
+                place = {"dtype": dtype, "device": own.device}
+                empty = torch.zeros_like(own, **place) if same else torch.zeros(shape, **place)
                 self.optimizer.state[self.own[name]][moment] = empty
         saved.load(self.tensors())
 

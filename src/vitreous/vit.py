@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous.block import Axial, Block, PreNorm, Transformer
@@ -58,6 +58,8 @@ class ViTConfig(Transformer):
     """What is repeated `depth` times."""
     drop_path: float = 0.0
     """Probability that an image skips a branch of the last block of several; rises linearly from 0 at the first."""
+    patch_drop: float = 0.0
+    """Part of the patches of an image that training leaves out, drawn anew each time (arXiv:2208.07220)."""
     final_norm: bool = True
     """Whether a norm stands after the last block (the paper's Eq. 4)."""
     initialisation: Initialisation = PaperInitialisation()
@@ -66,7 +68,7 @@ class ViTConfig(Transformer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, **dict.fromkeys(("patch_size", "depth", "image_size", "channels"), (1, math.inf)))
-        check_ranges(self, num_registers=(0, math.inf), drop_path=(0, BELOW_ONE))
+        check_ranges(self, num_registers=(0, math.inf), drop_path=(0, BELOW_ONE), patch_drop=(0, BELOW_ONE))
         self.check_image(*self.image_shape)
         if isinstance(self.block, Axial) and (self.class_token or self.num_registers):
             raise InputError(
@@ -153,13 +155,22 @@ class ViT(nn.Module):
         return replace(tokens, prefix=x[:, :num_prefix], patches=x[:, num_prefix:])
 
     def forward(self, images: Float[Tensor, "batch channels height width_px"]) -> Tokens:
-        return self.encode(self.embed(images))
+        tokens = self.embed(images)
+        if self.training and self.config.patch_drop:
+            tokens = tokens.keep(self._some_patches(tokens.patches))
+        return self.encode(tokens)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Every parameter anew, in one place (so that a meta model can be filled)."""
         if not self.prefix.is_meta:  # drawing shapes alone would cost seconds: torch imports its compiler for it
             self.config.initialisation.fill(self)
+
+    def _some_patches(self, patches: Float[Tensor, "batch patch width"]) -> Int[Tensor, "batch kept"]:
+        """Positions, in raster order, of the patches of each image that are not dropped: one or more."""
+        kept = max(round(patches.shape[1] * (1 - self.config.patch_drop)), 1)
+        order = torch.rand(patches.shape[:2], device=patches.device).argsort(dim=1)
+        return order[:, :kept].sort(dim=1).values
 
     def _whole_patches(
         self, images: Float[Tensor, "batch channels height width_px"]

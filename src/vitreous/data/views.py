@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitreous.config import Config, check_ranges
+from vitreous.data.augment import Augment
 
 MAX_STRETCH = 8
 """Longer images than this many times their short side are cut to it before they are resized."""
@@ -116,8 +117,8 @@ class TrainView(View):
     """Largest shift to any side, as a fraction of that side of the view; edges are repeated. For small images."""
     rotate: float = 0.0
     """Largest rotation to either side, in degrees."""
-    trivial_augment: bool = False
-    """One random colour or shape operation for each image (TrivialAugment, arXiv:2103.10158)."""
+    augment: Augment | None = None
+    """Random colour and shape operations on each image."""
     erase: float = 0.0
     """Probability that a random rectangle is painted over with `mean` (arXiv:1708.04896)."""
 
@@ -141,8 +142,8 @@ class TrainView(View):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.shift_ratio or self.rotate:
             image = _moved(image, rng, shift_ratio=self.shift_ratio, rotate=self.rotate)
-        if self.trivial_augment:
-            image = _trivially_augmented(image, rng)
+        if self.augment is not None:
+            image = self.augment(image, rng)
         pixels = _pixels(image)
         if rng.random() < self.erase:
             top, left, height, width = _rectangle(self.shape, rng)
@@ -210,14 +211,6 @@ def _moved(image: Image.Image, rng: np.random.Generator, *, shift_ratio: float, 
         return moved
     turned = moved.rotate(rng.uniform(-rotate, rotate), Image.Resampling.BILINEAR)
     return turned.crop((margin, margin, margin + image.width, margin + image.height))
-
-
-def _trivially_augmented(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    from torchvision.transforms.v2 import TrivialAugmentWide  # doubles torch's start-up
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would reseed CUDA too
-        return TrivialAugmentWide()(image)
 
 
 def _rectangle(view: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from vitreous.weights.convert import Agreement
 
 COMMANDS = (
     *("fit", "train", "evaluate", "predict", "inspect", "report", "models"),
-    *("budget", "convert", "selftest", "demo", "doctor", "runs", "replay"),
+    *("budget", "convert", "selftest", "demo", "doctor", "runs", "replay", "sweep"),
 )
 
 
@@ -72,6 +72,10 @@ def test_without_a_command_there_is_help(vitreous):
         (("fit", "digits", "--model", "Bb/16"), "did you mean B"),
         (("models", "B/61"), "did you mean B/16"),
         (("fit", "digitz"), "did you mean digits"),
+        (("sweep", "smoke"), "give --over FIELD=VALUE"),
+        (("sweep", "smoke", "--over", "learning_rate.peek=1,2"), "did you mean learning_rate.peak"),
+        (("sweep", "smoke", "--over", "seed=0,1", "--over", "seed=2,3"), "names a field twice"),
+        (("sweep", "smoke", "--over", "seed=0,1", "--dev", "1"), "--dev is 1"),
         (("predict", "digits.safetensors", "x.png"), "digits.safetensors"),
         (("report", "nowhere"), "no run folder"),
         (("evaluate", "timn:vit_tiny", "digits"), "timm:"),

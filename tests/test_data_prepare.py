@@ -293,6 +293,24 @@ def test_digits_hold_out_a_fifth_of_each_class():
     assert not set(names(data.train)) & set(names(data.test))
 
 
+@pytest.mark.parametrize("place", ["digits", "splits"])
+def test_images_to_choose_by_are_training_images_and_nothing_else_is_measured(place, tmp_path):
+    path = place if place == "digits" else a_folder_of_splits(tmp_path).path
+    whole, data = prepared(path), prepared(path, dev_ratio=0.25)
+    assert (data.val, data.test) == (None, None)
+    assert data.held_out == ("dev", data.dev)
+    assert sorted(names(data.train) + names(data.dev)) == sorted(names(whole.train))
+    assert not set(names(data.train)) & set(names(data.dev))
+    assert np.array_equal(np.bincount(data.dev.labels), np.round(0.25 * np.bincount(whole.train.labels)))
+    assert data.fingerprint != whole.fingerprint
+    assert any("are held back as dev" in note for note in data.summary["notes"])
+    again = reopen(DataConfig(path=path, dev_ratio=0.25), data.split_csv())
+    assert {split: names(source) for split, source in again.items()} == {
+        "train": names(data.train),
+        "dev": names(data.dev),
+    }
+
+
 # What is written
 
 
@@ -392,11 +410,25 @@ def digits(root: Path) -> DataConfig:
     return DataConfig()
 
 
+def digits_to_choose_by(root: Path) -> DataConfig:
+    return DataConfig(dev_ratio=0.1)
+
+
+def splits_to_choose_by(root: Path) -> DataConfig:
+    return replace(a_folder_of_splits(root), dev_ratio=0.3)
+
+
+LAYOUTS = [
+    *(a_folder, a_folder_of_splits, two_folders, a_tar, a_packed_tar, a_list),
+    *(digits, digits_to_choose_by, splits_to_choose_by),
+]
+
+
 def never(*arguments, **options):
     raise AssertionError("an image was looked at")
 
 
-@pytest.mark.parametrize("layout", [a_folder, a_folder_of_splits, two_folders, a_tar, a_packed_tar, a_list, digits])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_was_prepared_is_recalled_without_looking_at_an_image(layout, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     config = layout(tmp_path / "data")

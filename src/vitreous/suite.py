@@ -18,7 +18,7 @@ from vitreous.evaluation.logistic import Logistic
 from vitreous.evaluation.probe import Attentive, Linear
 from vitreous.evaluation.robustness import PatchDrop, PatchShuffle, Resolution
 from vitreous.fields import override
-from vitreous.sweep import FineTune
+from vitreous.fine_tuning import FineTune
 
 CLASSIFICATION = "classification"
 """The evaluation of the model's own head, which needs no settings."""

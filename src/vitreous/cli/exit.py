@@ -21,6 +21,7 @@ from vitreous.cli import (  # noqa: F401 - each adds its commands
     models,
     replaying,
     runs,
+    sweeping,
     training,
     using,
 )

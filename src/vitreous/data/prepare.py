@@ -40,13 +40,16 @@ class DataConfig(Config):
     """Part of each class to measure on, where the data come in one piece."""
     split_seed: int = 0
     """Another seed holds out other images."""
+    dev_ratio: float = 0.0
+    """Part of each class of the training images to measure on in place of what is held out, to choose settings by
+    (the paper's App. B.1.1); 0 for the final measurement."""
     max_bad_ratio: float = 0.01
     """Part of the files that may be unreadable before training is refused."""
     allow_bad: bool = False
     """Train however many files are unreadable."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1))
+        check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1), dev_ratio=(0, BELOW_ONE))
 
     @classmethod
     def of_run(cls, record: dict[str, Any]) -> "DataConfig":
@@ -103,10 +106,14 @@ class Prepared:
     """Equal for equal images, names, labels and splits."""
     stamp: str | None = None
     """Equal as long as `recall` may give this again; None where that cannot be told."""
+    dev: Source | None = None
+    """Training images held back to choose settings by; then there is neither `val` nor `test`."""
 
     @property
     def held_out(self) -> tuple[str, Source]:
-        """The name and the images of the split to report on: test where there is one, else val."""
+        """The name and the images of the split to report on: dev or test where there is one, else val."""
+        if self.dev is not None:
+            return "dev", self.dev
         if self.test is not None:
             return "test", self.test
         assert self.val is not None, "prepare always holds something out"
@@ -115,7 +122,7 @@ class Prepared:
     def split_csv(self) -> str:
         """Every image with its split and label, or why it is not used; `reopen` and `recall` read it back."""
         rows: list[tuple[str, str, str, str]] = [COLUMNS]
-        for split, source in _present(train=self.train, val=self.val, test=self.test).items():
+        for split, source in _present(train=self.train, val=self.val, test=self.test, dev=self.dev).items():
             names = (source.name(i) for i in range(len(source)))
             rows += [(split, name, self.classes[label], "") for name, label in zip(names, source.labels)]
         rows += [(EXCLUDED, image.name, image.label, image.note) for image in self.excluded]
@@ -155,9 +162,14 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     ]
     rows = {split: _kept(found, split, duplicates) for split, found in surveys.items()}
     if list(rows) == ["train"]:
-        rows = _hold_out(sources["train"], rows["train"], digests["train"], config)
+        rows = _hold_out(sources["train"], rows["train"], digests["train"], config, part="test")
         sources["test"], digests["test"] = sources["train"], digests["train"]
         notes.append(f"{len(rows['test'])} images are held out as test (seed {config.split_seed})")
+    if config.dev_ratio:
+        apart = " and ".join(f"{len(rows[split]):,} {split}" for split in rows if split != "train")
+        rows = _hold_out(sources["train"], rows["train"], digests["train"], config, part="dev")
+        sources["dev"], digests["dev"] = sources["train"], digests["train"]
+        notes.append(f"{len(rows['dev']):,} training images are held back as dev; the {apart} images are not measured")
     if "val" in rows and "test" in rows:
         notes.append(f"the {len(rows['val']):,} val images are held out, too; what is measured is test")
     final = {split: sources[split].select(rows[split]) for split in rows}
@@ -180,7 +192,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     }
     fingerprint = _fingerprint({split: (final[split], digests[split][rows[split]]) for split in final})
     splits = (final["train"], final.get("val"), final.get("test"))
-    prepared = Prepared(*splits, classes, summary, bad, excluded, fingerprint)
+    prepared = Prepared(*splits, classes, summary, bad, excluded, fingerprint, dev=final.get("dev"))
     return replace(prepared, stamp=_stamp(seen, prepared.split_csv()))
 
 
@@ -204,7 +216,7 @@ def recall(config: DataConfig, *, split_csv: str, record: dict[str, Any]) -> Pre
     bad = [BadFile(file, split, reason) for file, (split, _, reason) in notes]
     sources = (splits["train"], splits.get("val"), splits.get("test"))
     classes, summary, fingerprint = opened.train.classes, record["data"], record["data_fingerprint"]
-    return Prepared(*sources, classes, summary, bad, excluded, fingerprint, stamp)
+    return Prepared(*sources, classes, summary, bad, excluded, fingerprint, stamp, splits.get("dev"))
 
 
 def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
@@ -277,13 +289,15 @@ def _kept(found: Survey, split: str, duplicates: Duplicates) -> np.ndarray:
     return np.setdiff1d(found.usable, np.array(unwanted, dtype=np.int64))
 
 
-def _hold_out(source: Source, rows: np.ndarray, digests: np.ndarray, config: DataConfig) -> dict[str, np.ndarray]:
-    """`rows` of `source` in two parts, train and test."""
+def _hold_out(
+    source: Source, rows: np.ndarray, digests: np.ndarray, config: DataConfig, *, part: str
+) -> dict[str, np.ndarray]:
+    """`rows` of `source` in two parts, train and `part`."""
     labels = source.labels[rows]
     _check_classes(labels, source.classes)
-    ratio, seed = config.holdout_ratio, config.split_seed
-    held_out = stratified(labels, digests=digests[rows], classes=source.classes, ratio=ratio, seed=seed)
-    return {"train": rows[~held_out], "test": rows[held_out]}
+    ratio = config.dev_ratio if part == "dev" else config.holdout_ratio
+    held_out = stratified(labels, digests=digests[rows], classes=source.classes, ratio=ratio, seed=config.split_seed)
+    return {"train": rows[~held_out], part: rows[held_out]}
 
 
 def _check_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vitreous import sweep
+from vitreous import fine_tuning
 from vitreous.console import Console
 from vitreous.evaluation.base import Labelled, held_back
 from vitreous.evaluation.classify import probabilities
 from vitreous.evaluation.held_out import learning_images
+from vitreous.fine_tuning import FineTune
 from vitreous.measurement import frozen
 from vitreous.predict import load
 from vitreous.stopping import Stopped
-from vitreous.sweep import FineTune
 from vitreous.training import train
 
 QUIET = Console(quiet=True)
@@ -35,7 +35,7 @@ def counting(monkeypatch):
         runs.append(run)
         return train(run, *arguments, **options)
 
-    monkeypatch.setattr(sweep, "train", spied)
+    monkeypatch.setattr(fine_tuning, "train", spied)
     return runs
 
 
@@ -50,7 +50,7 @@ def test_a_rate_is_chosen_on_held_back_images_and_all_are_then_trained_on(case, 
         runs[2],
         case.data.train,
         held_out=("test", case.data.test),
-        folder=sweep.RunFolder(case.cache / "again"),
+        folder=fine_tuning.RunFolder(case.cache / "again"),
         world=case.model.world,
         console=QUIET,
     )
@@ -104,7 +104,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stood(case, monkeypatch):
     def stopped(*arguments, **options):
         return train(*arguments, **options, time_limit_s=0)
 
-    monkeypatch.setattr(sweep, "train", stopped)
+    monkeypatch.setattr(fine_tuning, "train", stopped)
     stops = 0
     while True:
         try:
@@ -135,7 +135,7 @@ def test_a_split_to_choose_by_is_trained_on_in_the_end(case, monkeypatch):
         sizes.append(len(images))
         return train(run, images, **options)
 
-    monkeypatch.setattr(sweep, "train", spied)
+    monkeypatch.setattr(fine_tuning, "train", spied)
     SMALL.run(case.model, Labelled(learned, case.data.test, "test", judge), console=QUIET)
     assert sizes == [len(learned), len(learned), len(case.data.train)]
 

@@ -46,7 +46,7 @@ LEVELS = [
     {"recipes", "fine_tuning"},
     {"inspection", "predict"},
     {"predictions", "experiment", "replay", "planning", "measurement", "suite"},
-    {"fitting", "grid"},
+    {"fitting", "grid", "rate_test"},
     {"demo", "doctor", "selftest"},
     {"cli"},
     {"__main__"},

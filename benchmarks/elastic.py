@@ -36,7 +36,7 @@ from vitreous.run_folder import RunFolder
 from vitreous.tables import table
 
 MARK = "VITREOUS_BENCHMARK_JOB"
-TIMES = ("seconds", "images_per_s", "data_wait", "slowest", "behind_s")
+TIMES = ("seconds", "images_per_s", "data_wait", "peak_mb", "mfu", "slowest", "behind_s")
 STEPS = 300
 TIMEOUT_S = 5.0
 """What the processes are told to wait for each other."""

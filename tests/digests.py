@@ -23,7 +23,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-TIMES = ("seconds", "images_per_s", "data_wait", "slowest", "behind_s")
+TIMES = ("seconds", "images_per_s", "data_wait", "peak_mb", "mfu", "slowest", "behind_s")
 
 
 def timeless(measurements: Any) -> list[dict[str, Any]]:

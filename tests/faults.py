@@ -46,7 +46,7 @@ PHOTOS = {"train": 96, "val": 24}
 AIMS = ("start", "step", "write", "rename", "write")
 """What a kill aims at, in turn: a random moment of the start, of a step, of a checkpoint's writing, and right after its
 renaming, while old ones are deleted."""
-TIMES = ("seconds", "images_per_s", "data_wait", "slowest", "behind_s")
+TIMES = ("seconds", "images_per_s", "data_wait", "peak_mb", "mfu", "slowest", "behind_s")
 """What of a line of metrics.jsonl depends on the clock."""
 LIMIT_S = 120.0
 REPLICATE = Replicate()

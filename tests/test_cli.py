@@ -18,7 +18,7 @@ from vitreous.weights.convert import Agreement
 
 COMMANDS = (
     *("fit", "train", "evaluate", "predict", "inspect", "report", "models"),
-    *("budget", "convert", "selftest", "demo", "doctor", "runs", "replay", "sweep"),
+    *("budget", "convert", "selftest", "demo", "doctor", "runs", "replay", "recipes", "sweep"),
 )
 
 
@@ -42,9 +42,9 @@ def test_help_needs_no_torch_and_half_a_second_of_cpu_at_most():
     assert spent(code) - spent("pass") < 0.5
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "data pack", "data check", "runs compare"])
 def test_every_command_explains_itself(command, vitreous):
-    answer = vitreous(command, "--help")
+    answer = vitreous(*command.split(), "--help")
     assert answer.code == 0
     assert "--json" in answer.out
     assert "--no-json" not in answer.out

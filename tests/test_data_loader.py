@@ -223,6 +223,29 @@ def test_an_image_that_breaks_during_training_is_named_in_one_line(tmp_path, num
     )
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_repeated_images_come_in_other_views_after_all_others_of_their_part(num_workers):
+    once = batches(arrays(), batch_size=4, steps=5, num_micro_batches=2, mine=range(2))
+    thrice = batches(
+        arrays(), batch_size=4, steps=5, num_micro_batches=2, mine=range(2), num_repeats=3, num_workers=num_workers
+    )
+    assert len(once) == len(thrice) == 10
+    for one, three in zip(once, thrice):
+        assert three.index.tolist() == one.index.tolist() * 3
+        assert torch.equal(three.images[0, :2], one.images[0])
+        views = three.images[0].unflatten(0, (3, 2))
+        assert not any(torch.equal(views[a], views[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_views_have_the_shape_of_their_step(num_workers):
+    def shape_at(step: int) -> tuple[int, int]:
+        return 4 + 2 * step, 6
+
+    found = batches(arrays(), batch_size=4, steps=3, shape_at=shape_at, num_workers=num_workers)
+    assert [batch.images.shape for batch in found] == [(1, 4, 3, 4, 6), (1, 4, 3, 6, 6), (1, 4, 3, 8, 6)]
+
+
 class Dying(ArraySource):
     """A source whose worker is killed, as by the system when memory is short."""
 

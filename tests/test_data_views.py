@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -107,15 +105,15 @@ def test_a_very_long_image_does_not_grow_huge(size):
 
 def test_without_switches_a_training_view_is_the_resized_centre():
     image = noise(width=30, height=20)
-    wanted = image.resize((8, 8), Image.Resampling.BICUBIC, box=(5, 0, 25, 20))
-    assert np.array_equal(as_image(still()(image, rng())), wanted)
+    wanted = np.asarray(image.crop((5, 0, 25, 20)).resize((8, 8), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(wanted - as_image(still()(image, rng()))).max() <= 2
 
 
 @pytest.mark.parametrize(("shape", "box"), [((8, 16), (0, 2, 30, 17)), ((16, 4), (12, 0, 17, 20))])
 def test_without_switches_a_training_view_of_another_shape_is_the_resized_middle(shape, box):
     image = noise(width=30, height=20)
-    wanted = image.resize(shape[::-1], Image.Resampling.BICUBIC, box=box)
-    assert np.array_equal(as_image(still(shape)(image, rng())), wanted)
+    wanted = np.asarray(image.crop(box).resize(shape[::-1], Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(wanted - as_image(still(shape)(image, rng()))).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -267,12 +265,7 @@ def test_views_survive_json():
     assert all(field.doc for field in walk(TrainView()))
 
 
-def test_a_view_asks_for_enough_pixels_for_its_smallest_crop():
-    view = TrainView(image_size=224, min_area_ratio=0.08)
-    short = 2 * view.min_side  # what decoding leaves of a large photo
-    assert short * (0.08**0.5) >= 224
-    assert dataclasses.replace(view, min_area_ratio=1.0).min_side == 224
+def test_a_view_asks_for_the_side_that_it_resizes_to():
     assert EvalView().min_side == 248
     assert EvalView(image_size=(90, 45)).min_side == 100
     assert EvalView(image_size=(45, 90), squash=True).min_side == 90
-    assert still((45, 90)).min_side == 90

@@ -29,6 +29,7 @@ def test_a_run_leaves_everything_that_is_promised(trained, photos):
         "evaluation.json",
         "predictions.csv",
         "report",
+        "tensorboard",
     }
     record = json.loads((trained / "run.json").read_text())
     assert record["classes"] == ["sea", "sky", "wall"]

@@ -6,7 +6,7 @@ from test_training import tiny
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.config import from_dict
 from vitreous.data.prepare import DataConfig
-from vitreous.data.views import EvalView
+from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
 from vitreous.head import LinearHead
 from vitreous.objectives.supervised import Supervised
@@ -81,3 +81,27 @@ def test_a_run_that_cannot_be_is_refused_at_once(changes, message):
 def test_numbers_out_of_their_range_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_training_images_grow_by_whole_patches():
+    run = tiny(
+        train_view=TrainView(image_size=(32, 48)),
+        model=vit("32x2/4", image_size=32),
+        steps=100,
+        grow_from=0.5,
+        eval_view=EvalView(image_size=32),
+    )
+    shapes = [run.shape_at(step) for step in range(100)]
+    assert shapes[0] == (16, 24)
+    assert set(shapes[80:]) == {(32, 48)}
+    assert shapes[40] == (24, 36)
+    assert shapes == sorted(shapes)
+    assert {side % 4 for shape in shapes for side in shape} == {0}
+    assert tiny(steps=10).shape_at(0) == (8, 8)
+
+
+def test_a_batch_holds_all_views_of_its_images():
+    with pytest.raises(
+        InputError, match="batch_size 16, with 3 views of each image, cannot be cut into 2 equal parts; "
+    ):
+        tiny(num_repeats=3, num_micro_batches=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from processes import in_processes
-from vitreous import distributed, stopping, training
+from vitreous import distributed, stopping
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.classifier import Classifier
 from vitreous.console import Console
@@ -24,6 +24,7 @@ from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.schedule import Constant, Cosine, Schedule
 from vitreous.stopping import Lost, Stopped
+from vitreous.trainee import Trainee
 from vitreous.training import Diverged, train
 from vitreous.variants import vit
 from vitreous.weights.open import open_model
@@ -100,6 +101,8 @@ RANDOM = {
     "objective": Supervised(mixing=Mixing(mixup=0.8, cutmix=1.0), loss="sigmoid", label_smoothing=0.1),
     "train_view": TrainView(image_size=8, augment=RandAugment()),
     "model": vit("32x2/4", image_size=8, patch_drop=0.3),
+    "num_repeats": 2,
+    "grow_from": 0.5,
 }
 """Whatever else draws at random."""
 
@@ -178,10 +181,8 @@ def test_readers_that_die_of_the_same_signal_do_not_hide_it(tmp_path, monkeypatc
         os.kill(os.getpid(), signal.SIGTERM)
         raise InputError("loading images failed: a worker process died")
 
-    batches = training.training_batches(
-        pictures(), tiny().train_view, batch_size=16, seed=0, first_step=0, steps=12, device="cpu"
-    )
-    monkeypatch.setattr(training, "training_batches", killed)
+    batches = Trainee(tiny(), WORLD, num_classes=3).batches(pictures(), first_step=0, steps=12)
+    monkeypatch.setattr(Trainee, "batches", killed)
     with pytest.raises(Stopped, match="asked to end after step 1 of 12"):
         carried_out(tiny(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
@@ -194,7 +195,7 @@ def test_one_of_many_processes_whose_readers_die_of_the_same_signal_leaves_to_tr
         yield
 
     def work() -> tuple[str, int]:
-        monkeypatch.setattr(training, "training_batches", killed)
+        monkeypatch.setattr(Trainee, "batches", killed)
         world = distributed.start(device="cpu", threads=1)
         with pytest.raises(Lost) as lost:
             carried_out(tiny(num_micro_batches=2), tmp_path, world=world)
@@ -230,7 +231,7 @@ def test_readers_that_die_before_the_first_step_leave_no_checkpoint(tmp_path, mo
 
     undisturbed = carried_out(tiny(), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "training_batches", killed)
+        patch.setattr(Trainee, "batches", killed)
         with pytest.raises(Stopped, match="after step 0 of 12"):
             carried_out(tiny(), tmp_path / "parts")
     assert same_bits(undisturbed, carried_out(tiny(), tmp_path / "parts"))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vitreous.data.batch import Batch
-from vitreous.data.loader import training_batches
 from vitreous.data.source import Source
 from vitreous.errors import some
 from vitreous.parallel import local
@@ -105,17 +104,7 @@ def watched(trainee: Trainee, source: Source, *, step: int) -> tuple[Watch, Floa
     Nothing else is changed; all processes do so together.
     """
     run, watch = trainee.run, Watch()
-    batches = training_batches(
-        source,
-        run.train_view,
-        batch_size=run.batch_size,
-        num_micro_batches=trainee.num_micro_batches,
-        mine=trainee.mine,
-        seed=run.seed,
-        first_step=step,
-        steps=step + 1,
-        device=trainee.world.device,
-    )
+    batches = trainee.batches(source, first_step=step, steps=step + 1)
     trainee.objective.train()
     with watch.over(trainee.objective):
         _, numbers = trainee.gradients(step, step / run.steps, watch.batches(batches))

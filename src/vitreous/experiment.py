@@ -69,7 +69,7 @@ def preview(run: Run) -> dict[str, str]:
     check_parts(replace(run, weights=None), num_classes=len(classes))
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
     batch_size = min(run.batch_size, len(splits["train"]))
-    passes = run.steps * batch_size / len(splits["train"])
+    passes = run.steps * batch_size / run.num_repeats / len(splits["train"])
     return {
         "data": f"{run.data.path}: {counts} images of {len(classes)} classes",
         "model": f"{title(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",

@@ -7,7 +7,6 @@ from vitreous.budget import plain_classifier
 from vitreous.console import duration
 from vitreous.cores import cores, idle_cores
 from vitreous.data.augment import TrivialAugment
-from vitreous.data.loader import training_batches
 from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.views import TrainView
 from vitreous.distributed import World
@@ -227,16 +226,7 @@ def _workers(prepared: Prepared, world: World) -> int:
 def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:
     """Time of one training step of `run`, reading included, from a few of them; nothing is kept."""
     trainee = Trainee(replace(run, weights=None), world, num_classes=len(prepared.classes))
-    batches = training_batches(
-        prepared.train,
-        run.train_view,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        first_step=0,
-        steps=50,
-        num_workers=run.num_workers,
-        device=world.device,
-    )
+    batches = trainee.batches(prepared.train, first_step=0, steps=50, num_workers=run.num_workers)
     began = step = 0
     for step in range(50):
         float(trainee.take(step, batches).numbers[0, 0])

@@ -16,7 +16,7 @@ from vitreous.config import Config
 
 def describe_run(config: Config, *, seed: int) -> dict[str, Any]:
     """What run.json says of any run: config, command, versions, machine, git state, time."""
-    packages = ("vitreous", "torch", "torchvision", "numpy", "pillow", "safetensors")
+    packages = ("vitreous", "torch", "torchvision", "numpy", "pillow", "safetensors", "simplejpeg")
     return {
         "format": 1,
         "config": config.to_dict(),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitreous.config import check_ranges
-from vitreous.data.loader import training_batches
 from vitreous.data.source import Source
 from vitreous.distributed import World
 from vitreous.errors import InputError
@@ -79,18 +78,7 @@ def rate_test(
     rising = Geometric(lowest=lowest, highest_rate=highest)
     run = replace(run, learning_rate=rising, steps=steps)
     trainee = Trainee(run, world, num_classes=len(source.classes))
-    batches = training_batches(
-        source,
-        run.train_view,
-        batch_size=run.batch_size,
-        num_micro_batches=trainee.num_micro_batches,
-        mine=trainee.mine,
-        seed=run.seed,
-        first_step=0,
-        steps=steps,
-        num_workers=run.num_workers,
-        device=world.device,
-    )
+    batches = trainee.batches(source, first_step=0, steps=steps, num_workers=run.num_workers)
     rates: list[float] = []
     losses: list[float] = []
     average, diverged = 0.0, None

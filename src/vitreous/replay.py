@@ -15,7 +15,6 @@ from vitreous.checkpoint import Checkpoints
 from vitreous.close_up import Part, Shown, class_scores, images_of, parts_of
 from vitreous.console import Console
 from vitreous.cores import cores
-from vitreous.data.loader import training_batches
 from vitreous.data.prepare import DataConfig, Prepared
 from vitreous.data.source import Source
 from vitreous.diagnosis import cause, watched
@@ -142,18 +141,8 @@ class _Course:
     def go_to(self, step: int) -> tuple[Row, Row]:
         """Take the steps up to `step`; the numbers of the last one, and what stood out."""
         run, trainee = self.trainee.run, self.trainee
-        batches = training_batches(
-            self.source,
-            run.train_view,
-            batch_size=run.batch_size,
-            num_micro_batches=trainee.num_micro_batches,
-            mine=trainee.mine,
-            seed=run.seed,
-            first_step=self.done,
-            steps=step,
-            num_workers=run.num_workers if step - self.done > 1 else 0,
-            device=trainee.world.device,
-        )
+        workers = run.num_workers if step - self.done > 1 else 0
+        batches = trainee.batches(self.source, first_step=self.done, steps=step, num_workers=workers)
         row, spike = {}, {}
         with self.console.task("step", step, done=self.done) as task:
             while self.done < step:

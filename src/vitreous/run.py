@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.config import BELOW_ONE, Config, check_ranges
@@ -46,6 +46,13 @@ class Run(Config):
     num_micro_batches: int | None = None
     """Equal parts into which each batch is cut; a process computes its share of them one after another (gradient
     accumulation). By default one a process."""
+    num_repeats: int = 1
+    """Views of each image in a step, drawn one by one (arXiv:1901.09335): a step shows `batch_size` views."""
+    grow_from: float = 1.0
+    """Side of training images at first, as a part of `train_view.image_size`; it grows by whole patches (progressive
+    resizing, arXiv:2104.00298, Sec. 4.2)."""
+    grow_until: float = 0.8
+    """Fraction of training after which they have their full size."""
     steps: int = 1000
     """Optimizer steps."""
     num_evaluations: int = 10
@@ -71,14 +78,17 @@ class Run(Config):
     """Share of a moving average of the weights that a step leaves, such as 0.9999; the average is the result."""
     max_skipped_steps: int = 0
     """Steps in a row that may be left out because their loss or gradient is not finite, before training stops."""
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that hear of the run besides TensorBoard, whose files are always written."""
     seed: int = 0
     """Source of every random choice."""
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "steps", "num_evaluation_images")
+        positive = ("batch_size", "num_repeats", "steps", "num_evaluation_images")
         natural = ("num_evaluations", "num_workers", "max_skipped_steps", "seed")
         check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
         check_ranges(self, num_micro_batches=(1, math.inf), ema_decay=(0, BELOW_ONE))
+        check_ranges(self, grow_from=(0.01, 1), grow_until=(0.01, 1))
         self.micro_batches(self.num_micro_batches or 1)
         try:
             self.model.check_image(*self.train_view.shape)
@@ -114,9 +124,11 @@ class Run(Config):
                 f"{processes} processes cannot share {parts} micro-batches equally; start a number of processes that "
                 f"divides {parts}, or give another --num_micro_batches"
             )
-        if self.batch_size % parts:
+        if self.batch_size % (parts * self.num_repeats):
+            shown = f", with {self.num_repeats} views of each image," if self.num_repeats > 1 else ""
             raise InputError(
-                f"batch_size {self.batch_size} cannot be cut into {parts} equal parts; take a multiple of {parts}"
+                f"batch_size {self.batch_size}{shown} cannot be cut into {parts} equal parts; "
+                f"take a multiple of {parts * self.num_repeats}"
             )
         if self.exact and (self.num_micro_batches is None or parts & (parts - 1)):
             raise InputError(
@@ -125,9 +137,18 @@ class Run(Config):
             )
         return parts
 
+    def shape_at(self, step: int) -> tuple[int, int]:
+        """Height and width of the training images of a step, in pixels."""
+        whole = self.train_view.shape
+        part = self.grow_from + (1 - self.grow_from) * step / (self.steps * self.grow_until)
+        if part >= 1:
+            return whole
+        height, width = (max(round(part * side / self.model.stride), 1) * self.model.stride for side in whole)
+        return min(height, whole[0]), min(width, whole[1])
+
     def essence(self) -> dict[str, Any]:
         """The config as JSON types, without what may change when a run goes on: it changes no result."""
-        free = ("num_workers", "checkpoint", "parallel", "activation_checkpointing")
+        free = ("num_workers", "checkpoint", "parallel", "activation_checkpointing", "trackers")
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
     def identity(self, fingerprint: str) -> str:

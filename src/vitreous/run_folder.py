@@ -60,6 +60,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """tensorboard/: the same for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        """trackers.json: what other trackers have got of it."""
+        return self.path / "trackers.json"
+
+    @property
     def checkpoints(self) -> Path:
         """checkpoints/: what training goes on from."""
         return self.path / "checkpoints"
@@ -120,7 +130,7 @@ class RunFolder:
             record = json.loads(read_text(self.record))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.path} is no run folder (it has no run.json); give the folder of a run") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {self.record}: {error}") from None
         if not isinstance(record, dict):
             raise InputError(f"cannot read {self.record}: it is no JSON object")
@@ -140,7 +150,7 @@ class RunFolder:
             if not (isinstance(figures, dict) and figures.keys() >= FIGURES):
                 raise ValueError("it lacks figures")
             return figures
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {self.evaluation} ({error}); remove it and measure the run again") from None
 
     @contextmanager
@@ -236,7 +246,7 @@ class RunFolder:
             for line in read_text(self.metrics).splitlines():
                 try:
                     measurement = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(measurement, dict) and isinstance(measurement.get("step"), int):
                     yield measurement

@@ -191,7 +191,7 @@ def _last_measurements(metrics: Path) -> Iterator[dict[str, Any]]:
     for line in tail.splitlines():
         try:
             measurement = json.loads(line)
-        except ValueError:  # cut short, by a power cut or by us
+        except (ValueError, RecursionError):  # cut short, by a power cut or by us
             continue
         if isinstance(measurement, dict) and type(measurement.get("step")) is int:
             yield measurement

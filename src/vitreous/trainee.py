@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from vitreous.averaging import Average
 from vitreous.data.batch import Batch
+from vitreous.data.loader import training_batches
+from vitreous.data.source import Source
 from vitreous.distributed import World
 from vitreous.guard import Guard
 from vitreous.objectives.base import Objective
@@ -80,6 +82,24 @@ class Trainee:
     def mine(self) -> range:
         """The micro-batches of this process."""
         return range(self.world.rank, self.num_micro_batches, self.world.size)
+
+    def batches(self, source: Source, *, first_step: int, steps: int, num_workers: int = 0) -> Iterator[Batch]:
+        """The micro-batches of this process in steps `first_step` to `steps` - 1."""
+        run = self.run
+        return training_batches(
+            source,
+            run.train_view,
+            batch_size=run.batch_size // run.num_repeats,
+            num_micro_batches=self.num_micro_batches,
+            mine=self.mine,
+            num_repeats=run.num_repeats,
+            shape_at=run.shape_at if run.grow_from < 1 else None,
+            seed=run.seed,
+            first_step=first_step,
+            steps=steps,
+            num_workers=num_workers,
+            device=self.world.device,
+        )
 
     def take(self, step: int, batches: Iterator[Batch]) -> Taken:
         """Take step number `step`, on this process' next micro-batches."""

@@ -11,12 +11,13 @@ from vitreous.checkpoint import IDLE, Checkpoints
 from vitreous.claim import TakenOver
 from vitreous.console import Console
 from vitreous.data.batch import Batch
-from vitreous.data.loader import step_size, training_batches
+from vitreous.data.loader import step_size
 from vitreous.data.source import Source
 from vitreous.diagnosis import diagnose
 from vitreous.distributed import World, lost
 from vitreous.errors import InputError, SaidElsewhere
 from vitreous.evaluation.classify import measure, scored
+from vitreous.fields import walk
 from vitreous.files import write_text
 from vitreous.hang import HangWatch
 from vitreous.objectives.base import Objective
@@ -26,7 +27,10 @@ from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.run_state import typeable
 from vitreous.stopping import EXIT_TRY_AGAIN, Lost, Stopped, StopRequest
+from vitreous.tracking.services import check_installed
+from vitreous.tracking.trackers import Trackers
 from vitreous.trainee import Trainee
+from vitreous.usage import Usage
 
 SLOW_RATIO = 0.2
 """Share of a step that the first process waits for the last, from which on that one is named."""
@@ -90,6 +94,7 @@ class Training:
         )
         start = replace(run, weights=None) if begun else run  # what they started from may be gone by now
         self.trainee = Trainee(start, world, num_classes=len(data.classes))
+        self.usage = Usage(run, self.trainee)
         self.checkpoints = Checkpoints(
             folder.checkpoints,
             world=world,
@@ -104,6 +109,9 @@ class Training:
         self.recent = Recent()
         self.unwritten: list[dict[str, Any]] = []
         """Lines that the disk refused."""
+        world.on_main(lambda: check_installed(run.trackers))
+        config = {field.path: field.value for field in walk(run)}
+        self.trackers = Trackers(run.trackers if world.is_main else (), run=folder, config=config, say=console.say)
         self.done, self.seconds_before, self.best, self.skipped = 0, 0.0, -1.0, 0
         self.began = time.monotonic()
 
@@ -138,22 +146,13 @@ class Training:
         self.restore()
         run, world, trainee = self.run, self.world, self.trainee
         parts = trainee.num_micro_batches
-        images = step_size(len(self.data), run.batch_size, num_micro_batches=parts)
-        batches = training_batches(
-            self.data,
-            run.train_view,
-            batch_size=run.batch_size,
-            num_micro_batches=parts,
-            mine=trainee.mine,
-            seed=run.seed,
-            first_step=self.done,
-            steps=run.steps,
-            num_workers=run.num_workers,
-            device=world.device,
-        )
+        distinct = step_size(len(self.data), run.batch_size // run.num_repeats, num_micro_batches=parts)
+        images = distinct * run.num_repeats
+        batches = trainee.batches(self.data, first_step=self.done, steps=run.steps, num_workers=run.num_workers)
         saved_at, shown, measured = self.began, "", ""
         stacks = HangWatch(self.folder.stacks(world.rank), world.timeout_s / 2)
-        with StopRequest() as stop, stacks, self.console.task("step", run.steps, done=self.done) as task:
+        trackers = self.trackers if world.is_main else nullcontext()
+        with StopRequest() as stop, stacks, trackers, self.console.task("step", run.steps, done=self.done) as task:
 
             def wishes() -> list[int]:
                 """What this process wants all to do: heed a signal, end in time, save; and how far it has saved."""
@@ -281,8 +280,10 @@ class Training:
     def write_line(self) -> str:
         """Log the means over the steps since the last line; these figures in words."""
         self.look_at_rows()
-        line = {**self.recent.means(), **self.recent.speed(), **self.recent.behind(self.world)}
-        rate = self.trainee.optimizer.param_groups[0]["lr"]
+        speed = self.recent.speed()
+        used = self.usage.figures(speed["images_per_s"], shape=self.run.shape_at(self.done - 1))
+        line = {**self.recent.means(), **speed, **used, **self.recent.behind(self.world)}
+        rate = self.run.learning_rate((self.done - 1) / self.run.steps)
         self.log({"split": "train", "step": self.done, "learning_rate": rate, **line, "seconds": self.seconds})
         if self.world.size > 1 and self.recent.timed >= SLOW_STEPS:
             step_s = self.recent.images / max(line["images_per_s"] * self.recent.timed, 1e-9)
@@ -330,6 +331,7 @@ class Training:
         with self.going_on_without("measurements"):
             while self.unwritten:
                 self.folder.append(self.unwritten[0])
+                self.trackers.add(self.unwritten[0])
                 del self.unwritten[0]
 
     @contextmanager

@@ -15,10 +15,14 @@ from typing import NoReturn
 from cyclopts import CycloptsError
 
 from vitreous.cli import (  # noqa: F401 - each adds its commands
+    comparing,
+    data_check,
+    data_pack,
     inspecting,
     machine,
     measuring,
     models,
+    recipes,
     replaying,
     runs,
     sweeping,
@@ -52,7 +56,8 @@ def _terminate(*_: object) -> NoReturn:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code.
 
-    0 done; 1 our bug; 2 input, usage or data; 75 stopped by SIGTERM or out of time, can be gone on with; 130 Ctrl-C.
+    0 done; 1 our bug; 2 input, usage or data; 3 `data check --strict` has found something; 75 stopped by SIGTERM or out
+    of time, can be gone on with; 130 Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it

@@ -221,7 +221,7 @@ def find_pictures(
         return [], []
     try:
         splits = splits_of(run)
-        source = splits.get("test") or splits["val"]
+        source = splits.get("test") or splits.get("dev") or splits["val"]
         chosen = evenly(len(source), most)
         found = [source.image(i, min_side=min_side) for i in chosen]
     except (InputError, BadImage, OSError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""The command that lists runs."""
+"""The command that lists runs; others about runs stand below it."""
 
 import json as jsonlib
 import time
@@ -6,12 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cyclopts import App
+
 from vitreous.cli.app import app
 from vitreous.run_state import RunState, find_runs, state_of, visible
 from vitreous.tables import table
 
+runs_app = App(name="runs", help_format="plaintext")
+app.command(runs_app)
 
-@app.command
+
+@runs_app.default
 def runs(folder: str = "runs", /, *, json: bool = False) -> int:
     """List runs, newest first: how far each is, what it has reached, what to type next.
 

@@ -99,7 +99,7 @@ def train(
     Parameters
     ----------
     recipe
-        A shipped recipe (smoke, from_scratch, fine_tune), my_file.py:function, or a saved RUN/run.json.
+        A shipped recipe (vitreous recipes lists them), my_file.py:function, or a saved RUN/run.json.
     overrides
         Any field of the run by its dotted name; --dry-run lists them all.
     out

@@ -3,16 +3,20 @@
 import json
 import os
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from vitreous.data.listing import IMAGE_SUFFIXES, Listing, class_name, is_junk, number, split_name
 from vitreous.data.source import Archive, TarSource
-from vitreous.errors import InputError
+from vitreous.errors import InputError, some
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
+MAX_HEADER_BYTES = 1_000_000
+"""Of one header or label: none has more unless it is damaged or made to do harm."""
 LABEL_FIELDS = ("label", "class", "cls", "target")
 
 
@@ -26,50 +30,105 @@ def list_archive(path: Path) -> Listing:
         InputError: if the tar is broken or holds no labelled images.
     """
     archive = Archive(path)
-    members, notes = tar_members(archive)
-    labels = _side_labels(archive, members) or _folder_labels(members, notes)
-    if not labels:
-        raise InputError(f"{path} holds no class folders; its members need paths such as train/cat/1.jpg")
-    names = list(labels)
-    classes, numbers = number(list(labels.values()))
+    found = labelled_members(archive)
+    if not found.labels:
+        raise InputError(
+            f"{path} holds no class folders; its members need paths such as train/cat/1.jpg, "
+            "or a label beside each image (1.jpg, 1.cls)"
+        )
+    names = list(found.labels)
+    classes, numbers = number(list(found.labels.values()))
     source = TarSource(
         archive,
         names,
-        offsets=np.array([members[name][0] for name in names]),
-        sizes=np.array([members[name][1] for name in names]),
+        offsets=np.array([found.members[name][0] for name in names]),
+        sizes=np.array([found.members[name][1] for name in names]),
         classes=classes,
         labels=numbers,
     )
-    return Listing(str(path), source, [_split(name) for name in names], notes)
+    return Listing(str(path), source, found.splits, found.notes)
+
+
+@dataclass(frozen=True)
+class Members:
+    """What one tar holds."""
+
+    members: dict[str, tuple[int, int]]
+    """Offset and size of every regular member's content, by its name."""
+    labels: dict[str, str]
+    """The class of every image, by its name; empty where nothing tells classes."""
+    notes: list[str]
+
+    @property
+    def splits(self) -> list[str]:
+        """What folders within the tar say of the split of every image, or empty."""
+        return [_split(name) for name in self.labels]
+
+
+def labelled_members(archive: Archive) -> Members:
+    """The images of a tar with their classes: by the label beside each, else by folders.
+
+    Raises:
+        InputError: if the tar is broken, or some of its images have a label beside them and others not.
+    """
+    members, notes = tar_members(archive)
+    return Members(members, _side_labels(archive, members, notes) or _folder_labels(members, notes), notes)
+
+
+class _Headers:
+    """A tar for `tarfile` to read headers from; one that claims an absurd size is refused before it takes memory."""
+
+    def __init__(self, file: BinaryIO):
+        self.tell, self.seek, self.file = file.tell, file.seek, file
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
 
 
 def tar_members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Offset and size of the content of each regular member, by name; the last of equal names counts."""
     members: dict[str, tuple[int, int]] = {}
     notes: list[str] = []
-    skipped = end = 0
+    outside: list[str] = []
+    skipped = twice = end = 0
     with archive.lock:
         file = archive.file()
         length = file.seek(0, os.SEEK_END)
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
                 while (member := tar.next()) is not None:
-                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    if member.size < 0 or tar.offset <= end:
+                        raise tarfile.ReadError("a header leads back to an earlier one")
+                    end = tar.offset
                     tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - or it keeps a kilobyte for each
                     name = member.name.removeprefix("./")
-                    if member.isdir() or any(is_junk(part) for part in name.split("/")):
+                    parts = name.split("/")
+                    if ".." in parts:
+                        outside.append(name)
+                        continue
+                    if member.isdir() or any(map(is_junk, parts)):
                         continue
                     if not member.isreg() or member.issparse():
                         skipped += 1
                         continue
                     if member.offset_data + member.size > length:
                         raise tarfile.ReadError("unexpected end of data")
+                    twice += name in members
                     members[name] = (member.offset_data, member.size)
-        except (tarfile.TarError, OSError, ValueError) as error:
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # where tarfile stops without a word
+                    raise tarfile.ReadError(f"a damaged header at byte {tar.offset:,}")
+        except (tarfile.TarError, OSError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise InputError(f"{archive.path} is no whole tar ({error}); fetch or pack it again") from None
     if skipped:
         notes.append(f"{skipped} links or special members of {archive.path.name} are skipped")
+    if outside:
+        notes.append(f"{len(outside)} members of {archive.path.name} lead out of it and are skipped: {outside[0]}")
+    if twice:
+        notes.append(f"{twice} members of {archive.path.name} bear the name of an earlier one, which does not count")
     if length == end:
         notes.append(f"{archive.path.name} lacks the mark that ends a tar: it may be cut short")
     return members, notes
@@ -83,7 +142,7 @@ def _folder_labels(members: dict[str, tuple[int, int]], notes: list[str]) -> dic
     return labels
 
 
-def _side_labels(archive: Archive, members: dict[str, tuple[int, int]]) -> dict[str, str]:
+def _side_labels(archive: Archive, members: dict[str, tuple[int, int]], notes: list[str]) -> dict[str, str]:
     """The label beside each image, where the tar is a WebDataset shard; else nothing."""
     images = [name for name in members if name.lower().endswith(IMAGE_SUFFIXES)]
     beside = {_key(name) + _suffix(name): name for name in members if _suffix(name) in LABEL_SUFFIXES}
@@ -93,6 +152,10 @@ def _side_labels(archive: Archive, members: dict[str, tuple[int, int]]) -> dict[
     labels = {}
     for name in images:
         found = [beside[_key(name) + suffix] for suffix in LABEL_SUFFIXES if _key(name) + suffix in beside]
+        if absurd := [label for label in found if members[label][1] > MAX_HEADER_BYTES]:
+            raise InputError(
+                f"{archive.path}: the label {absurd[0]} has {members[absurd[0]][1]:,} bytes; give its class"
+            )
         texts = (_label(archive.read(*members[label]), _suffix(label)) for label in found)
         label = next((text for text in texts if text), None)
         if label is None:
@@ -100,6 +163,11 @@ def _side_labels(archive: Archive, members: dict[str, tuple[int, int]]) -> dict[
                 f"{archive.path}: {name} has no label beside it; add {_key(name)}.cls (or .json with a field label)"
             )
         labels[name] = class_name(label)
+    keys = set(map(_key, images))
+    if len(keys) < len(images):
+        notes.append(f"{len(images) - len(keys)} images of {archive.path.name} share their label with another")
+    if lonely := [label for label in beside.values() if _key(label) not in keys]:
+        notes.append(f"{len(lonely)} labels of {archive.path.name} have no image: {some(lonely, most=1)}")
     return labels
 
 
@@ -109,7 +177,7 @@ def _label(data: bytes, suffix: str) -> str | None:
         return text
     try:
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     found = [fields[name] for name in LABEL_FIELDS if name in fields] if isinstance(fields, dict) else [fields]
     return str(found[0]) if found and isinstance(found[0], str | int) else None

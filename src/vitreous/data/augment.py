@@ -37,7 +37,8 @@ class TrivialAugment(Augment):
 class RandAugment(Augment):
     """Some operations, one after another, at one strength (arXiv:1909.13719): torchvision's 14.
 
-    That of big_vision and AugReg has 16, of which each that is drawn is applied with a probability of 0.2 to 0.8.
+    That of big_vision and AugReg has 16, of other strengths: "identity" is not among them, but inverting, adding below
+    half and cutting out are. A strength of 10 there turns and shears as far as 30 here.
     """
 
     num_ops: int = 2

@@ -5,27 +5,32 @@ The size in the header is checked before a pixel is decoded. The first frame of 
 EXIF orientation is applied, alpha is composited over white, 16-bit grey is scaled to 8 bits, CMYK,
 palette, grey and 1-bit images become RGB. Float and 32-bit images are refused: nothing says what white
 is. Colour profiles are not applied. A JPEG much larger than what is asked for is decoded at a fraction of
-its size, which moves the pixels that a resize then gives by up to 3 of 255.
+its size. Of a sharp photo, that moves the pixels which a resize then gives by 0.7 of 255 in the mean and 8 in
+one of a thousand where twice the size is left (`decode`), by 0.3 and 4 where four times is (`decode_crop`).
 """
 
 import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from vitreous.data import fast_jpeg
 from vitreous.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # JPEG includes MPO
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 1_000_000_000
+FINER = 4
+"""How many pixels to a pixel of the view, along each side, a JPEG decoded at a fraction still has."""
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,6 +41,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom, in pixels."""
 NO_RANGE = "32-bit pixels have no fixed range; save it with 8 or 16 bits"
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
@@ -73,21 +81,38 @@ def decode(file: Path | bytes, *, min_side: int | None = None) -> Image.Image:
 
 def decode_picture(data: bytes, *, min_side: int | None = None) -> Picture:
     """`decode`, with what the header says."""
-    if not data:
-        raise BadImage("empty file")
-    try:
-        with _pillow(), Image.open(BytesIO(data), formats=FORMATS) as file:
-            return _decode(file, min_side)
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(_no_image(data)) from None
-    except MemoryError:
-        raise BadImage("needs more memory than there is") from None
-    except Exception as error:
-        if isinstance(error, EOFError) or "truncated" in str(error).lower():
-            raise BadImage(f"truncated after {len(data):,} bytes") from None
-        raise BadImage(f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+    with _opened(data) as file:
+        return _decode(file, min_side)
+
+
+def decode_crop(
+    data: bytes, draw: Callable[[int, int], Box], *, shape: tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels inside the box that `draw` gives for the width and height of the upright image in the file `data`.
+
+    Of a JPEG no more is decoded than the box needs, at 1/2, 1/4 or 1/8 scale as far as the box keeps `FINER` times the
+    `shape` (height and width); its edges then move to whole pixels of that scale. simplejpeg changes no pixel.
+
+    Raises:
+        BadImage: if no image can be had from it; the message is the reason.
+    """
+    box, found = None, fast_jpeg.frame(data)
+    if found is not None and found.width * found.height <= MAX_PIXELS and not (found.may_turn and _turned(data)):
+        box = draw(found.width, found.height)
+        scale = _scale(box, shape)
+        if (pixels := fast_jpeg.rows(data, found, stop=box[3], scale=scale)) is not None:
+            left, top, right, bottom = (edge // scale for edge in box)
+            return pixels[top:bottom, left:right]
+    with _opened(data) as file:
+        scale = 1
+        if file.format in ("JPEG", "MPO"):
+            sideways = TURNS.get(_orientation(file)) in SIDEWAYS
+            box = box or draw(*(file.size[::-1] if sideways else file.size))
+            scale = _scale(box, shape)
+            file.draft(None, (file.width // scale, file.height // scale))
+        image = _decode(file, None).image
+        left, top, right, bottom = (edge // scale for edge in box or draw(*image.size))
+        return np.array(image.crop((left, top, right, bottom)))
 
 
 def read_file(path: Path | str) -> bytes:
@@ -118,12 +143,33 @@ def read_file(path: Path | str) -> bytes:
         os.close(descriptor)
 
 
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The file `data` with its header read and its size checked; what fails until it is closed becomes `BadImage`."""
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with _pillow(), Image.open(BytesIO(data), formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise BadImage(
+                    f"{file.width} x {file.height} = {file.width * file.height / 1e6:.0f} MP "
+                    f"is over the limit of {MAX_PIXELS / 1e6:.0f} MP"
+                )
+            yield file
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(_no_image(data)) from None
+    except MemoryError:
+        raise BadImage("needs more memory than there is") from None
+    except Exception as error:
+        if isinstance(error, EOFError) or "truncated" in str(error).lower():
+            raise BadImage(f"truncated after {len(data):,} bytes") from None
+        raise BadImage(f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+
+
 def _decode(file: Image.Image, min_side: int | None) -> Picture:
     width, height, mode, kind = file.width, file.height, file.mode, str(file.format)
-    if width * height > MAX_PIXELS:
-        raise BadImage(
-            f"{width} x {height} = {width * height / 1e6:.0f} MP is over the limit of {MAX_PIXELS / 1e6:.0f} MP"
-        )
     if min_side is not None:
         file.draft(None, (2 * min_side, 2 * min_side))  # acts on JPEG alone
     rotated = _orientation(file) in TURNS
@@ -134,10 +180,22 @@ def _decode(file: Image.Image, min_side: int | None) -> Picture:
     image = to_rgb(file)
     if turn is not None:
         image = image.transpose(turn)
-        if turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8]):
+        if turn in SIDEWAYS:
             width, height = height, width
     image.info = {}  # its orientation above all: it has been followed
     return Picture(image, format=kind, mode=mode, width=width, height=height, rotated=rotated)
+
+
+def _turned(data: bytes) -> bool:
+    with _opened(data) as file:
+        return _orientation(file) in TURNS
+
+
+def _scale(box: Box, shape: tuple[int, int]) -> int:
+    """How much smaller than it is stored an image may be decoded."""
+    (left, top, right, bottom), (height, width) = box, shape
+    finer = min((right - left) // width, (bottom - top) // height) // FINER
+    return next(scale for scale in (8, 4, 2, 1) if scale <= max(finer, 1))
 
 
 def _orientation(image: Image.Image) -> int:

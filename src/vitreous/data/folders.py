@@ -21,7 +21,7 @@ def list_folder(root: Path) -> Listing:
     Raises:
         InputError: if there are no class folders with files in them.
     """
-    folders, files = _children(root)
+    folders, files = children(root)
     splits = _split_folders(root, folders)
     notes: list[str] = []
     if splits and ("train" in splits or all(split_name(name) for name in folders)):
@@ -35,7 +35,7 @@ def list_folder(root: Path) -> Listing:
         raise InputError(_no_classes(root, folders, files))
     else:
         for split, folder in splits.items():
-            inner = _children(root / folder)[0]
+            inner = children(root / folder)[0]
             if both := [name for name in inner if name in folders]:
                 raise InputError(
                     f"{root} holds the class {both[0]} and a {split} split {folder} with that class in it; "
@@ -48,7 +48,7 @@ def list_folder(root: Path) -> Listing:
     names, labels, of_split = [], [], []
     for split, folder in splits.items():
         base = os.path.join(root, folder)
-        inside, strays = _children(Path(base))
+        inside, strays = children(Path(base))
         if split and strays:
             notes.append(f"{len(strays)} files beside the class folders of {folder} are not used: {some(strays)}")
         for name in inside:
@@ -65,8 +65,12 @@ def list_folder(root: Path) -> Listing:
     return Listing(str(root), FileSource(root, names, classes=classes, labels=numbers), of_split, notes)
 
 
-def _children(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the other entries in `folder`, in natural order, without junk."""
+def children(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the other entries in `folder`, in natural order, without junk.
+
+    Raises:
+        InputError: if the folder cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             found = [(entry.name, entry.is_dir()) for entry in entries if not is_junk(entry.name)]
@@ -81,7 +85,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     splits: dict[str, str] = {}
     for folder in folders:
         split = split_name(folder)
-        if split and _children(root / folder)[0]:
+        if split and children(root / folder)[0]:
             if split in splits:
                 raise InputError(f"{root} has both {splits[split]} and {folder}; keep one of them")
             splits[split] = folder
@@ -111,7 +115,7 @@ def walk_files(base: str, folder: str, notes: list[str]) -> Iterator[str]:
             notes.append(f"link {folder} leads to a folder that was read already, and is skipped")
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders, files = _children(Path(here))
+        folders, files = children(Path(here))
         yield from (os.path.join(folder, name) for name in files)
         waiting += [os.path.join(folder, name) for name in reversed(folders)]
 
@@ -119,7 +123,7 @@ def walk_files(base: str, folder: str, notes: list[str]) -> Iterator[str]:
 def _no_classes(root: Path, folders: list[str], files: list[str]) -> str:
     """Why `root` is no data set, and what to do about it."""
     for folder in [*sorted(folders, key=lambda name: split_name(name) != "train"), ""]:
-        inside = _children(root / folder)[1]
+        inside = children(root / folder)[1]
         if images := [name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]:
             return (
                 f"{root / folder} holds {len(images)} images but no class folders; "

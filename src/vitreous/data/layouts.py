@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from vitreous.data.archives import TAR_SUFFIXES, list_archive
 from vitreous.data.folders import list_folder
 from vitreous.data.listing import Listing, Splits
 from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
+from vitreous.data.parquet import PARQUET_SUFFIX, list_parquet, parquet_files
+from vitreous.data.shard_listing import braces, list_indexed, list_shard_folder, list_shards
 from vitreous.data.source import Source
 from vitreous.errors import InputError, did_you_mean, some
 
@@ -88,7 +91,7 @@ def short_name(path_or_name: str) -> str:
     name, colon, _ = path_or_name.partition(":")
     if (colon and name in NAMED_FOLDERS) or _is_digits(path_or_name):
         return name
-    return Path(os.path.realpath(path_or_name)).name.partition(".")[0]
+    return re.split(r"[-_]?\{|\.", Path(os.path.realpath(path_or_name)).name)[0]
 
 
 def _is_digits(text: str) -> bool:
@@ -112,18 +115,23 @@ def _named(text: str) -> Splits | None:
 def _listing(text: str) -> Listing:
     path = Path(os.path.expanduser(text))
     if path.is_dir():
-        return list_folder(path)
+        shards = list_shard_folder(path)
+        return shards or (list_parquet(path) if parquet_files(path) else list_folder(path))
+    if "{" in text and not path.exists():
+        return list_shards(braces(text), given=text)
     if not path.exists():
         raise InputError(f"no such file or folder: {text}{_suggestion(path, text)}")
     if not path.is_file():
         raise InputError(f"{text} is neither a folder nor a regular file; give one of the two")
     if path.name.lower().endswith(TAR_SUFFIXES):
-        return list_archive(path)
+        return list_indexed([path], given=text) or list_archive(path)
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return list_manifest(path)
+    if path.suffix.lower() == PARQUET_SUFFIX:
+        return list_parquet(path)
     raise InputError(
         f"{text} is no data set; give a folder of class folders, a tar ({', '.join(TAR_SUFFIXES)}; "
-        f"unpack other archives) or a list of images ({', '.join(MANIFEST_SUFFIXES)})"
+        f"unpack other archives), parquet or a list of images ({', '.join(MANIFEST_SUFFIXES)})"
     )
 
 

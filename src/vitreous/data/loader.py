@@ -4,11 +4,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
@@ -32,6 +33,8 @@ Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[Tensor, " batch"], Int
 
 def step_size(n: int, batch_size: int, *, num_micro_batches: int = 1) -> int:
     """Images of a step: `batch_size`, or all `n` if they are fewer, less what `num_micro_batches` equal parts leave.
+
+    An image counts once, in however many views it is shown.
 
     Raises:
         InputError: if that leaves no image for each part.
@@ -62,6 +65,8 @@ def training_batches(
     steps: int,
     num_micro_batches: int = 1,
     mine: range = range(1),
+    num_repeats: int = 1,
+    shape_at: Callable[[int], tuple[int, int]] | None = None,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
@@ -70,14 +75,17 @@ def training_batches(
     A step's batch (of `step_size` images) is `num_micro_batches` equal parts; those numbered in `mine` come out, one
     after another, and the other processes take the rest. Each epoch has an order of its own, and drops the images
     that do not fill a batch; which ones changes by epoch. A source smaller than `batch_size` gives batches of the
-    whole source.
+    whole source. Each image comes in `num_repeats` views, drawn one by one (arXiv:1901.09335), all images of a part
+    before any comes again; and with `shape_at` in the height and width that it gives for the step.
 
     Raises:
         InputError: if there are too few images for `num_micro_batches`, or one can no longer be read; names it.
     """
     assert all(0 <= part < num_micro_batches for part in mine)
     size = step_size(len(source), batch_size, num_micro_batches=num_micro_batches)
-    plan = _TrainingPlan(len(source), size, seed, range(first_step, steps), num_micro_batches, mine)
+    plan = _TrainingPlan(
+        len(source), size, seed, range(first_step, steps), num_micro_batches, mine, num_repeats, shape_at
+    )
     yield from _batches(_Images(source, view, seed), view, plan, num_workers=num_workers, device=device)
 
 
@@ -104,9 +112,19 @@ def evaluation_batches(
     yield from _batches(_Images(source, view, None), view, plan, num_workers=num_workers, device=device)
 
 
+class _Wanted(NamedTuple):
+    """One view of one image."""
+
+    epoch: int
+    position: int
+    repeat: int = 0
+    shape: tuple[int, int] | None = None
+    """Height and width, if they are not the view's own."""
+
+
 @dataclass(frozen=True)
 class _TrainingPlan(Sampler):
-    """For each micro-batch the (epoch, position) pairs of its images."""
+    """What each micro-batch shows."""
 
     n: int
     batch_size: int
@@ -114,15 +132,19 @@ class _TrainingPlan(Sampler):
     steps: range
     num_micro_batches: int
     mine: range
+    num_repeats: int
+    shape_at: Callable[[int], tuple[int, int]] | None
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[_Wanted]]:
         part = self.batch_size // self.num_micro_batches
         for step in self.steps:
             epoch, k = divmod(step, self.n // self.batch_size)
+            shape = None if self.shape_at is None else self.shape_at(step)
             for number in self.mine:
                 start = k * self.batch_size + number * part
                 found = positions(self.n, seed=self.seed, epoch=epoch, start=start, stop=start + part)
-                yield [(epoch, i) for i in found.tolist()]
+                images = found.tolist()
+                yield [_Wanted(epoch, i, repeat, shape) for repeat in range(self.num_repeats) for i in images]
 
 
 @dataclass(frozen=True)
@@ -132,11 +154,11 @@ class _EvaluationPlan(Sampler):
     rank: int
     size: int
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[_Wanted]]:
         starts = range(0, self.n, self.batch_size)
         for first in range(0, len(starts), self.size):
             start = starts[min(first + self.rank, len(starts) - 1)]
-            yield [(0, i) for i in range(start, min(start + self.batch_size, self.n))]
+            yield [_Wanted(0, i) for i in range(start, min(start + self.batch_size, self.n))]
 
 
 class _Images(Dataset):
@@ -148,18 +170,22 @@ class _Images(Dataset):
     def __init__(self, source: Source, view: View, seed: int | None):
         self.source, self.view, self.seed = source, view, seed
 
-    def __getitem__(self, wanted: list[tuple[int, int]]) -> Loaded | InputError:
+    def __getitem__(self, wanted: list[_Wanted]) -> Loaded | InputError:
         images = []
-        for epoch, i in wanted:
-            rng = None if self.seed is None else seeding.generator(self.seed, "augment", epoch, i)
+        for epoch, i, repeat, shape in wanted:
+            view = self.view if shape is None else replace(self.view, image_size=shape)
+            rng = (
+                None
+                if self.seed is None
+                else seeding.generator(self.seed, "augment", epoch, i, *((repeat,) if repeat else ()))
+            )
             try:
-                image = self.source.image(i, min_side=self.view.min_side)
+                images.append(view.read(self.source, i, rng))
             except InputError as error:
                 return InputError(
                     f"cannot read {self.source.name(i)} any more ({error}); put it back, or start a new run"
                 )
-            images.append(self.view(image, rng))
-        index = [i for _, i in wanted]
+        index = [one.position for one in wanted]
         return (torch.stack(images), torch.from_numpy(self.source.labels[index]), torch.tensor(index))
 
 

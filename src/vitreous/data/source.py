@@ -12,14 +12,15 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from vitreous.data.decode import BadImage, Picture, decode, decode_picture, read_file
+from vitreous.data.decode import BadImage, Box, Picture, decode, decode_crop, decode_picture, read_file
 from vitreous.errors import InputError, some
 
 MAX_UNPACKED_BYTES = 8_000_000_000
@@ -57,6 +58,12 @@ class Source(ABC):
     def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
         """Image `i` in mode RGB; `min_side` and errors as for `decode`."""
         return decode(self.read(i), min_side=min_side)
+
+    def crop(
+        self, i: int, draw: Callable[[int, int], Box], *, shape: tuple[int, int]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """The part of image `i` inside the box that `draw` gives for its width and height, as `decode_crop`."""
+        return decode_crop(self.read(i), draw, shape=shape)
 
     def picture(self, data: bytes) -> Picture:
         """What `data`, which `read` returned, holds; decoded as coarsely as its format allows."""
@@ -112,7 +119,7 @@ class FileSource(Source):
 
     def stamp(self) -> str | None:
         """A digest of the size and the time of change of every file."""
-        return _sizes_and_times(os.path.join(self.root, self.name(i)) for i in range(len(self)))
+        return sizes_and_times(os.path.join(self.root, self.name(i)) for i in range(len(self)))
 
 
 class TarSource(Source):
@@ -149,7 +156,7 @@ class TarSource(Source):
 
     def stamp(self) -> str | None:
         """A digest of the size and the time of change of the tar."""
-        return _sizes_and_times([self.archive.path])
+        return sizes_and_times([self.archive.path])
 
 
 class ArraySource(Source):
@@ -176,6 +183,13 @@ class ArraySource(Source):
     def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
         """The pixels in mode RGB, always at full size."""
         return Image.fromarray(self.pixels[self.rows[i]]).convert("RGB")
+
+    def crop(
+        self, i: int, draw: Callable[[int, int], Box], *, shape: tuple[int, int]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """The part inside the box that `draw` gives, always at full size."""
+        image = self.image(i)
+        return np.asarray(image.crop(draw(*image.size)))
 
     def picture(self, data: bytes) -> Picture:
         """The pixels as they are."""
@@ -215,6 +229,13 @@ class JoinedSource(Source):
         part, j = self._place(i)
         return part.image(j, min_side=min_side)
 
+    def crop(
+        self, i: int, draw: Callable[[int, int], Box], *, shape: tuple[int, int]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """What the source that it comes from cuts out."""
+        part, j = self._place(i)
+        return part.crop(j, draw, shape=shape)
+
     def picture(self, data: bytes) -> Picture:
         """What a source of this kind makes of the bytes."""
         return self.parts[0].picture(data)
@@ -232,6 +253,13 @@ class Names(Sequence[str]):
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         self.text = b"".join(encoded)
         self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def of(cls, text: bytes, lengths: np.ndarray) -> Self:
+        """The names that `text` holds one after another, by their lengths in bytes."""
+        names = cls(())
+        names.text, names.ends = text, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return names
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -296,7 +324,8 @@ class Archive:
         return io.BytesIO(data)
 
 
-def _sizes_and_times(paths: Iterable[str | Path]) -> str:
+def sizes_and_times(paths: Iterable[str | Path]) -> str:
+    """A digest of the size and the time of change of each file."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:

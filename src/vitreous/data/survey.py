@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitreous.cores import cores
-from vitreous.data.decode import BadImage
+from vitreous.data.decode import BadImage, Picture
 from vitreous.data.source import Source
 
 CHUNK = 64
@@ -37,10 +37,13 @@ class Survey:
         return np.flatnonzero(self.digests != b"")
 
 
-def survey(source: Source, *, progress: Callable[[int], None]) -> Survey:
+def survey(
+    source: Source, *, progress: Callable[[int], None], also: Callable[[int, bytes, Picture], None] | None = None
+) -> Survey:
     """Read, digest and decode every image of `source`, in threads: Pillow lets them run side by side.
 
-    `progress` gets the number of images done so far, now and then.
+    `progress` gets the number of images done so far, now and then. `also`, called in those threads, gets the position,
+    the bytes and the coarsely decoded picture of each image that can be read.
     """
     found = Survey(
         np.zeros(len(source), dtype="S32"),
@@ -60,6 +63,8 @@ def survey(source: Source, *, progress: Callable[[int], None]) -> Survey:
             found.digests[i] = hashlib.blake2b(data, digest_size=16).hexdigest().encode()
             found.widths[i], found.heights[i] = picture.width, picture.height
             looked.append((picture.format, picture.mode, picture.rotated))  # append is atomic, += is not
+            if also is not None:
+                also(i, data, picture)
         return stop - start
 
     looked: list[tuple[str, str, bool]] = []

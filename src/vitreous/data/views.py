@@ -7,6 +7,7 @@ randomness comes from the generator that is passed in.
 import functools
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from vitreous.config import Config, check_ranges
 from vitreous.data.augment import Augment
+from vitreous.data.decode import Box
+from vitreous.data.resizing import resized
+from vitreous.data.source import Source
 
 MAX_STRETCH = 8
 """Longer images than this many times their short side are cut to it before they are resized."""
@@ -44,14 +48,17 @@ class View(Config):
         """Height and width of the view, in pixels."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
-    @property
-    @abstractmethod
-    def min_side(self) -> int:
-        """What to pass to `Source.image`, in pixels: it keeps at least twice that of a large photo."""
-
     @abstractmethod
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of one view of an RGB image."""
+
+    @abstractmethod
+    def read(self, source: Source, i: int, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+        """The pixels of one view of image `i`, of which no more is decoded than they need.
+
+        Raises:
+            BadImage: if no image can be had.
+        """
 
     def normalise(self, images: UInt8[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
         """Pixels 0..255 as float32, scaled to [0, 1], less `mean`, over `std`."""
@@ -86,7 +93,7 @@ class EvalView(View):
 
     @property
     def min_side(self) -> int:
-        """The short side that the resize ends at."""
+        """The short side that the resize ends at: what to pass to `Source.image`."""
         return max(self.shape if self.squash else self.covered)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
@@ -103,6 +110,10 @@ class EvalView(View):
         image = image.resize((wide, high), self._resample())
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # halves to even, as timm
         return _pixels(image.crop((left, top, left + width, top + height)))
+
+    def read(self, source: Source, i: int, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+        """The pixels of the centre of image `i`."""
+        return self(source.image(i, min_side=self.min_side))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,25 +137,34 @@ class TrainView(View):
         super().__post_init__()
         check_ranges(self, min_area_ratio=(0.001, 1), shift_ratio=(0, 1), rotate=(0, 180), erase=(0, 1))
 
-    @property
-    def min_side(self) -> int:
-        """Enough that the smallest crop is not enlarged."""
-        side = max(self.shape)
-        return max(side, math.ceil(side / math.sqrt(self.min_area_ratio) / 2))
-
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of a view drawn from `rng`."""
+        box = self._draw(rng)(image.width, image.height)
+        return self._finished(np.asarray(image.crop(box)), rng)
+
+    def read(self, source: Source, i: int, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
+        """The pixels of a view of image `i` drawn from `rng`, those of `__call__` but for what `decode_crop` says."""
+        return self._finished(source.crop(i, self._draw(rng), shape=self.shape), rng)
+
+    def _draw(self, rng: np.random.Generator | None) -> Callable[[int, int], Box]:
         assert rng is not None, "a training view draws from a generator"
         height, width = self.shape
-        box = _crop_box(image.width, image.height, self.min_area_ratio, rng, aspect=width / height)
-        image = image.resize((width, height), self._resample(), box=box)
+        return functools.partial(_crop_box, min_area_ratio=self.min_area_ratio, rng=rng, aspect=width / height)
+
+    def _finished(
+        self, crop: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator | None
+    ) -> UInt8[Tensor, "3 size size"]:
+        assert rng is not None
+        pixels = resized(crop, self.shape, interpolation=self.interpolation)
         if self.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.shift_ratio or self.rotate:
-            image = _moved(image, rng, shift_ratio=self.shift_ratio, rotate=self.rotate)
-        if self.augment is not None:
-            image = self.augment(image, rng)
-        pixels = _pixels(image)
+            pixels = pixels.flip(-1)
+        if self.shift_ratio or self.rotate or self.augment is not None:
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            if self.shift_ratio or self.rotate:
+                image = _moved(image, rng, shift_ratio=self.shift_ratio, rotate=self.rotate)
+            if self.augment is not None:
+                image = self.augment(image, rng)
+            pixels = _pixels(image)
         if rng.random() < self.erase:
             top, left, height, width = _rectangle(self.shape, rng)
             paint = torch.tensor(self.mean).mul(255).round().to(torch.uint8)
@@ -176,9 +196,7 @@ def _cut(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _crop_box(
-    width: int, height: int, min_area_ratio: float, rng: np.random.Generator, *, aspect: float = 1.0
-) -> tuple[int, int, int, int]:
+def _crop_box(width: int, height: int, *, min_area_ratio: float, rng: np.random.Generator, aspect: float) -> Box:
     """A random box of `min_area_ratio` to all of the area and 3/4 to 4/3 of `aspect` (arXiv:1409.4842, Sec. 6).
 
     After ten boxes that do not fit, and for a `min_area_ratio` of 1, the largest centred box of that aspect.

@@ -64,7 +64,7 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
     config = DataConfig(path=data, val=val, allow_bad=True)
     if val is None and (run := _run_of(model)) is not None and _same_data(run, data):
         splits = splits_of(run)
-        train, rest, bad = splits["train"], (splits.get("val"), splits.get("test")), []
+        train, rest, bad = splits["train"], (splits.get("val") or splits.get("dev"), splits.get("test")), []
         console.say(f"the splits are those of {run.path}; its encoder was trained on the images to learn from")
     else:
         with console.task("image", 0) as task:

@@ -19,7 +19,7 @@ from PIL import Image
 from vitreous.classifier import Classifier
 from vitreous.config import from_dict
 from vitreous.data.source import Source
-from vitreous.data.views import View
+from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 from vitreous.files import write_bytes
 from vitreous.inspection.attention import attends, attention_maps
@@ -46,7 +46,7 @@ def write_report(
     *,
     data: Mapping[str, Source] | None = None,
     classifier: Classifier | None = None,
-    view: View | None = None,
+    view: EvalView | None = None,
 ) -> Path:
     """RUN/report/index.html, written anew.
 
@@ -221,12 +221,12 @@ def _thumbnail(prediction: Prediction, data: Mapping[str, Source] | None) -> str
 
 
 def _attention(
-    data: Mapping[str, Source] | None, classifier: Classifier | None, view: View | None
+    data: Mapping[str, Source] | None, classifier: Classifier | None, view: EvalView | None
 ) -> list[dict[str, str]]:
     """What the model sees of a few held-out images, and where it looks, as data URIs."""
     if not data or classifier is None or view is None or not attends(classifier):
         return []
-    source = data.get("test") or data.get("val") or next(iter(data.values()))
+    source = data.get("test") or data.get("val") or data.get("dev") or next(iter(data.values()))
     seen = list(_seen(source, view))
     if not seen:
         return []
@@ -246,7 +246,7 @@ def _attention(
     ]
 
 
-def _seen(source: Source, view: View) -> Iterator[tuple[int, Image.Image]]:
+def _seen(source: Source, view: EvalView) -> Iterator[tuple[int, Image.Image]]:
     """A few images, evenly spaced, that can still be read."""
     for i in evenly(len(source), MOST_ATTENTION_IMAGES):
         try:

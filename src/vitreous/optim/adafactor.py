@@ -53,10 +53,10 @@ class FactoredMoments(torch.optim.Optimizer):
         """Move all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group)
+                if (gradient := parameter.grad) is not None:
+                    self._move(parameter, gradient, group)
 
-    def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -64,7 +64,7 @@ class FactoredMoments(torch.optim.Optimizer):
             state |= _no_squares(parameter)
         state["step"] += 1
         averaging = min(group["most_averaging"], 1 - float(state["step"]) ** -0.8)
-        scaled = _scaled(parameter.grad, state, averaging)
+        scaled = _scaled(gradient, state, averaging)
         momentum = state["momentum"].to(scaled.dtype).lerp_(scaled, 1 - group["momentum"])
         state["momentum"].copy_(momentum)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(momentum, alpha=-group["lr"])

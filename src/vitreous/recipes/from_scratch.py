@@ -10,11 +10,14 @@ from vitreous.variants import vit
 
 
 def from_scratch() -> Run:
-    """A ViT of 96 x 4 on Fashion-MNIST: warm-up, cosine and decay as in the paper's Table 3, scaled down.
+    """ViT 96x4/7 on Fashion-MNIST, 15 epochs.
 
-    Command: vitreous train from_scratch --data.path fashion-mnist:FOLDER. Expected: 89.6 % on the 10,000 test images
-    in 11 minutes on two CPU cores. Positions are fixed sine-cosine vectors, which learn faster
-    (arXiv:2205.01580).
+    Source: none; warm-up, cosine and decay as in Table 3 of arXiv:2010.11929, scaled down.
+    Command: vitreous train from_scratch --data.path fashion-mnist:FOLDER
+    Expected: 89.6 %; ours, on the 10,000 test images.
+    Cost: 11 min on 2 CPU cores; ours.
+
+    Positions are fixed sine-cosine vectors, which learn faster (arXiv:2205.01580).
     """
     return Run(
         data=DataConfig(path="fashion-mnist:fashion-mnist"),

@@ -41,8 +41,10 @@ def recipe(name: str) -> Run:
         return _saved(Path(name) / "run.json" if Path(name).is_dir() else Path(name))
     shipped = recipes()
     if name not in shipped:
+        near = did_you_mean(name, shipped)
         raise InputError(
-            f"unknown recipe {name!r}{did_you_mean(name, shipped)} (or give my_file.py:function, or RUN/run.json)"
+            f"unknown recipe {name!r}{near if 'did you mean' in near else '; vitreous recipes lists them'} "
+            "(or give my_file.py:function, or RUN/run.json)"
         )
     return shipped[name]()
 

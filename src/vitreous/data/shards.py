@@ -1,0 +1,141 @@
+"""Many tars as one source: packed by `vitreous data pack`, with an index, or any others in WebDataset form.
+
+Images are read by where they stand, in any order. So each process of a run takes exactly its part of every step, and
+no process can run out of shards before the others, however uneven these are.
+"""
+
+import os
+import stat
+import threading
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitreous.data.decode import MAX_BYTES, BadImage
+from vitreous.data.shard_index import INDEX
+from vitreous.data.source import Names, Source, sizes_and_times
+
+MAX_OPEN = 128
+"""Files that a process keeps open at a time."""
+
+
+class ShardSource(Source):
+    """Members of many tars, read in place by their offsets; nothing is ever extracted.
+
+    Args:
+        starts: the row of the first image of each tar, and the number of all.
+        checksums: CRC-32 of each image, where an index tells it; an image that differs is a `BadImage`.
+        first_keys: where an index is: the number by which the first member of each tar is called.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        names: Names,
+        *,
+        starts: Sequence[int],
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        classes: Sequence[str],
+        labels: np.ndarray,
+        checksums: np.ndarray | None = None,
+        first_keys: Sequence[int] | None = None,
+    ):
+        super().__init__(classes, labels)
+        self.files = Files(paths)
+        self.names, self.starts = names, list(starts)
+        self.offsets, self.sizes, self.checksums = offsets, sizes, checksums
+        self.first_keys = first_keys
+
+    def name(self, i: int) -> str:
+        """What the image was called in the data that were packed; without an index, its tar and member."""
+        return self.names[self.rows[i]]
+
+    def read(self, i: int) -> bytes:
+        """The member's content, as it was packed."""
+        row = int(self.rows[i])
+        shard = bisect_right(self.starts, row) - 1
+        size = int(self.sizes[row])
+        try:
+            if size > MAX_BYTES:
+                raise BadImage(f"{size / 1e9:.1f} GB is over the limit of {MAX_BYTES / 1e9:.0f} GB")
+            data = self.files.read(shard, offset=int(self.offsets[row]), size=size)
+            if len(data) < size:
+                raise BadImage("the file ends before the image does; fetch or pack it again")
+            if self.checksums is not None and zlib.crc32(data) != self.checksums[row]:
+                raise BadImage("its bytes are not those that were packed (CRC-32); fetch or pack the file again")
+        except BadImage as error:
+            raise BadImage(f"{self._place(row, shard)}: {error}") from None
+        return data
+
+    def stamp(self) -> str | None:
+        """A digest of the size and the time of change of every tar that images come from, and of its index."""
+        used = np.unique(np.searchsorted(self.starts, self.rows, side="right") - 1)
+        paths = [Path(self.files.paths[shard]) for shard in used]
+        indices = sorted({path.parent / INDEX for path in paths}) if self.checksums is not None else []
+        return sizes_and_times([*paths, *indices])
+
+    def _place(self, row: int, shard: int) -> str:
+        if self.first_keys is None:
+            return self.names[row]
+        key = self.first_keys[shard] + row - self.starts[shard]
+        return f"{os.path.basename(self.files.paths[shard])}, member {key:09}"
+
+
+class Files:
+    """Random access to many files, the last `MAX_OPEN` of them open; safe in threads and after a fork."""
+
+    def __init__(self, paths: Iterable[Path | str]):
+        self.paths = Names([os.fspath(path) for path in paths])
+        self.lock = threading.Lock()
+        self.open: dict[int, _File] = {}
+
+    def __getstate__(self) -> Names:
+        return self.paths
+
+    def __setstate__(self, paths: Names) -> None:
+        self.__init__(())
+        self.paths = paths
+
+    def read(self, number: int, *, offset: int, size: int) -> bytes:
+        """`size` bytes of file `number` from `offset` on, or what there is of them.
+
+        Raises:
+            BadImage: if it cannot be read.
+        """
+        try:
+            with self.lock:
+                file = self.open.pop(number, None) or _File(self.paths[number])
+                self.open[number] = file  # the one used last stands last
+                if len(self.open) > MAX_OPEN:
+                    del self.open[next(iter(self.open))]  # closed when no thread reads from it any more
+            return file.read(offset, size)
+        except OSError as error:
+            with self.lock:
+                self.open.pop(number, None)  # a server that lost the file may give it again
+            raise BadImage(f"cannot be read ({error.strerror or error})") from None
+
+
+class _File:
+    """A regular file that is closed with its last reference."""
+
+    def __init__(self, path: str):
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise OSError("not a regular file")
+        self.lock = threading.Lock()
+
+    def __del__(self):
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):  # moves no position, which threads and forked processes share
+            return os.pread(self.descriptor, size, offset)
+        with self.lock:
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            return os.read(self.descriptor, size)

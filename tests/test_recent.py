@@ -90,7 +90,7 @@ def test_numbers_are_means_over_micro_batches_and_then_over_the_steps_taken():
 
 
 def test_in_real_training_only_the_step_that_was_spoilt_stands_out(tmp_path, monkeypatch):
-    run = replace(smoke(), steps=160, num_evaluations=0, batch_size=32)
+    run = replace(smoke(), steps=160, num_evaluations=0)
     gradients = Trainee.gradients
 
     def spoilt(self, step, progress, batches):

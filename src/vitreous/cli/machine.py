@@ -75,6 +75,8 @@ def doctor(
         if run is None or not lr:
             raise InputError("give a run or recipe and what to examine: vitreous doctor RUN-OR-RECIPE --lr")
         return _rate_test(run, overrides, steps=steps, lowest=lowest, highest=highest, device=device, json=json)
+    if (steps, lowest, highest, device) != (100, 1e-6, 1.0, "auto"):
+        raise InputError("--steps, --lowest, --highest and --device go with a run and --lr")
     from vitreous.doctor import examine
 
     facts = examine()

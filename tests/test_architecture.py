@@ -48,7 +48,7 @@ LEVELS = [
     {"recipes", "fine_tuning"},
     {"inspection", "predict"},
     {"predictions", "experiment", "replay", "planning", "measurement", "suite"},
-    {"fitting", "grid", "rate_test"},
+    {"fitting", "grid", "rate_test", "data_speed"},
     {"demo", "doctor", "selftest"},
     {"cli"},
     {"__main__"},

@@ -42,7 +42,7 @@ def test_help_needs_no_torch_and_half_a_second_of_cpu_at_most():
     assert spent(code) - spent("pass") < 0.5
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "data pack", "data check", "runs compare"])
+@pytest.mark.parametrize("command", [*COMMANDS, "data bench", "data pack", "data check", "runs compare"])
 def test_every_command_explains_itself(command, vitreous):
     answer = vitreous(*command.split(), "--help")
     assert answer.code == 0

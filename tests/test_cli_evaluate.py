@@ -72,6 +72,7 @@ def test_features_stay_where_they_are_told_or_nowhere(trained, photos, vitreous,
         (("--with", "knn", "--knn.ks", "0"), "ks is 0; it must be 1 or more"),
         (("--with", "knn", "--real", "real.json"), "--real is about classification"),
         (("--with", "knn", "--among-data"), "--among-data is about classification"),
+        (("--with", "knn", "--mirrored"), "--mirrored is about classification"),
         (("--with", "few-shot", "--few_shot.shots", "100"), "no 100 shots: sea has 19"),
         (("--val", "x"), "give them as DATA"),
         (("--real", "none.json"), "cannot read ReaL labels from none.json"),
@@ -87,7 +88,8 @@ def test_a_wrong_word_ends_in_one_line(words, hint, trained, photos, vitreous):
 
 @pytest.mark.parametrize("kind", ["imagenet-c", "vtab"])
 @pytest.mark.parametrize(
-    "words", [("--val", "x"), ("--out", "x.csv"), ("--real", "x"), ("--among-data",), ("--figures", "x")]
+    "words",
+    [("--val", "x"), ("--out", "x.csv"), ("--real", "x"), ("--among-data",), ("--mirrored",), ("--figures", "x")],
 )
 def test_a_benchmark_takes_no_option_that_it_would_not_heed(kind, words, trained, vitreous):
     answer = vitreous("evaluate", trained, f"{kind}:.", *words)

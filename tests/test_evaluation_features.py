@@ -59,6 +59,15 @@ def test_features_are_what_the_head_sees_and_patches_what_the_encoder_returns():
     assert model.pooled(source).labels.tolist() == [0, 1] * 5
 
 
+def test_with_mirror_images_probabilities_are_the_mean_of_both(tmp_path):
+    model, source = frozen(tmp_path), images()
+    seen = VIEW.normalise(torch.stack([VIEW(source.image(i)) for i in range(10)]))
+    with torch.no_grad():
+        both = [model.classifier(shown).softmax(-1) for shown in (seen, seen.flip(-1))]
+    assert not torch.allclose(both[0], both[1])
+    np.testing.assert_allclose(model.probabilities(source, mirrored=True), sum(both) / 2, atol=1e-6)
+
+
 def test_probabilities_are_the_heads_answer_to_what_was_computed_before(tmp_path, counted):
     model, source = frozen(tmp_path), images()
     model.pooled(source)

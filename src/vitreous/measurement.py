@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def find_images(
 
 
 def classification(
-    model: Frozen, images: Images, *, real: Path | None, among_data: bool
+    model: Frozen, images: Images, *, real: Path | None, among_data: bool, mirrored: bool = False
 ) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
     """`scores` of the model's own head, and `real` (see `real_figures`) where ReaL labels are given; probabilities too.
 
@@ -97,9 +98,8 @@ def classification(
     if labels is not None:
         check_files(test, num_classes=len(classes))
     among_data |= images.among_data
-    figures, predicted = judged(
-        model.probabilities, test, classes=classes, split=images.labelled.split, among_data=among_data
-    )
+    predict = partial(model.probabilities, mirrored=mirrored)
+    figures, predicted = judged(predict, test, classes=classes, split=images.labelled.split, among_data=among_data)
     if labels is not None:
         figures["real"] = real_figures(_in_standard_order(predicted, classes), test, labels)
     return figures, predicted

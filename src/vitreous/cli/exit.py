@@ -16,6 +16,7 @@ from cyclopts import CycloptsError
 
 from vitreous.cli import (  # noqa: F401 - each adds its commands
     comparing,
+    data_bench,
     data_check,
     data_pack,
     inspecting,

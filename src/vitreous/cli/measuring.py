@@ -26,6 +26,7 @@ def evaluate(
     val: str | None = None,
     real: str | None = None,
     among_data: bool = False,
+    mirrored: bool = False,
     classes: ClassNames = None,
     cache: str | None = None,
     no_cache: bool = False,
@@ -53,6 +54,8 @@ def evaluate(
         ReaL's real.json, for the validation images of ImageNet: every label that is right counts.
     among_data
         Let the model choose among the classes in DATA alone.
+    mirrored
+        Classify by the mean of what the model says of an image and of its mirror image.
     cache
         The folder where features are kept for the next time; by default features/ among the caches of vitreous.
     no_cache
@@ -76,7 +79,7 @@ def evaluate(
     names = evaluation_names(with_)
     chosen = suite(dict(changes(overrides)), names=names).chosen(names)
     kind, _, path = data.partition(":")
-    _check(names, kind, val=val, out=out, figures=figures, real=real, among_data=among_data)
+    _check(names, kind, val=val, out=out, figures=figures, real=real, among_data=among_data, mirrored=mirrored)
     console = Console()
     loaded = load(model, classes=class_names(classes), device=device, progress=console.say)
     if CLASSIFICATION in names:
@@ -100,7 +103,7 @@ def evaluate(
         images = find_images(data, val=val, name=model, model=seen, evaluations=chosen, console=console)
         if CLASSIFICATION in names:
             labels = None if real is None else Path(real).expanduser()
-            measured, said = classification(seen, images, real=labels, among_data=among_data)
+            measured, said = classification(seen, images, real=labels, among_data=among_data, mirrored=mirrored)
             if show:
                 show_classification(measured)
             if out is not None:
@@ -136,6 +139,7 @@ def _check(
     figures: str | None,
     real: str | None,
     among_data: bool,
+    mirrored: bool,
 ) -> None:
     """See before the work that its results can be written and that the options go together."""
     from vitreous.files import check_writable
@@ -148,10 +152,11 @@ def _check(
     if figures is not None:
         check_matplotlib()
         check_writable(Path(figures) / "reliability.png")
-    for option, given in (("--out", out is not None), ("--real", real is not None), ("--among-data", among_data)):
-        if given and CLASSIFICATION not in names:
+    switches = {"--among-data": among_data or None, "--mirrored": mirrored or None}
+    for option, given in {"--out": out, "--real": real, **switches}.items():
+        if given is not None and CLASSIFICATION not in names:
             raise InputError(f"{option} is about classification, which is not carried out; add it to --with")
-    options = {"--val": val, "--out": out, "--figures": figures, "--real": real, "--among-data": among_data or None}
+    options = {"--val": val, "--out": out, "--figures": figures, "--real": real, **switches}
     if kind in ("imagenet-c", "vtab") and (given := [name for name, value in options.items() if value is not None]):
         raise InputError(f"{kind} is a benchmark of its own, without {given[0]}; leave that out")
     if kind == "imagenet-c" and names != [CLASSIFICATION]:

@@ -9,8 +9,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -28,7 +29,8 @@ POLL_S = 5.0
 TIMEOUT_S = 120.0
 """How long a batch may take."""
 
-Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[Tensor, " batch"], Int[Tensor, " batch"]]
+Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]
+"""Pixels, labels and positions; the last two are few bytes, which travel faster than tensors, each with a file."""
 
 
 def step_size(n: int, batch_size: int, *, num_micro_batches: int = 1) -> int:
@@ -186,7 +188,7 @@ class _Images(Dataset):
                     f"cannot read {self.source.name(i)} any more ({error}); put it back, or start a new run"
                 )
         index = [one.position for one in wanted]
-        return (torch.stack(images), torch.from_numpy(self.source.labels[index]), torch.tensor(index))
+        return torch.stack(images), self.source.labels[index], np.array(index)
 
 
 def _batches(
@@ -197,6 +199,7 @@ def _batches(
         images,
         batch_size=None,  # the plan gives whole batches
         sampler=plan,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         generator=torch.Generator(),  # or it would draw from the global one
         pin_memory=device.type == "cuda",
@@ -207,9 +210,14 @@ def _batches(
     for loaded in _patient(loader):
         if isinstance(loaded, InputError):
             raise loaded
-        pixels, labels, index = (tensor.to(device, non_blocking=True) for tensor in loaded)
+        labels, index = (torch.from_numpy(numbers).to(device, non_blocking=True) for numbers in loaded[1:])
         labelled = bool((loaded[1] >= 0).all())  # on the CPU: nothing waits for the device
+        pixels = loaded[0].to(device, non_blocking=True)
         yield Batch(view.normalise(pixels)[None], labels if labelled else None, index)
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
 
 
 def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:

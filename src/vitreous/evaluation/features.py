@@ -99,11 +99,23 @@ class Frozen:
         """
         return self.changed(source, "pooled", lambda images, _: self.answering.features(images))
 
-    def probabilities(self, source: Source) -> Float[np.ndarray, "image cls"]:
-        """What the head makes of `pooled`: class probabilities of every image, float64, each row sums to 1."""
+    def probabilities(self, source: Source, *, mirrored: bool = False) -> Float[np.ndarray, "image cls"]:
+        """What the head makes of `pooled`: class probabilities of every image, float64, each row sums to 1.
+
+        With `mirrored`, the mean of those of the image and of its mirror image.
+        """
+        said = self._said(self.pooled(source))
+        if mirrored:
+            features = self.answering.features
+            said = (
+                said + self._said(self.changed(source, "mirrored", lambda images, _: features(images.flip(-1))))
+            ) / 2
+        return said
+
+    def _said(self, features: Features) -> Float[np.ndarray, "image cls"]:
         rows = []
         with torch.inference_mode(), self.world.autocast():
-            for part in np.array_split(self.pooled(source).values, -(-len(source) // CHUNK)):
+            for part in np.array_split(features.values, -(-len(features.values) // CHUNK)):
                 logits = self.answering.head(torch.from_numpy(part).to(self.world.device))
                 rows.append(logits.float().cpu().double().softmax(-1).numpy())  # Apple GPUs have no float64
         return np.concatenate(rows)

@@ -160,7 +160,7 @@ def test_a_device_without_memory_is_no_bug(vitreous, monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error():
     done = subprocess.run(
-        f"{shlex.quote(sys.executable)} -m vitreous models | head -1",
+        f"{shlex.quote(sys.executable)} -m vitreous recipes | head -1",
         shell=True,
         capture_output=True,
         text=True,
@@ -430,7 +430,7 @@ def test_training_goes_on_when_nobody_listens(into, photos, tmp_path):
 
 
 def test_a_full_disk_behind_the_output_is_no_bug():
-    command = f"{shlex.quote(sys.executable)} -m vitreous models >/dev/full"
+    command = f"{shlex.quote(sys.executable)} -m vitreous recipes >/dev/full"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is full" in done.stderr

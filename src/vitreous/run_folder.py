@@ -22,6 +22,7 @@ LEFT_BY_KILLED = (
     ".model.*.old",
     "checkpoints/step-*.tmp-*",
     "report/.*.tmp",
+    "tensorboard/.*.tmp",
     "report/.inspect.*",
 )
 

@@ -29,6 +29,7 @@ from safetensors import safe_open
 import vitreous.experiment
 import vitreous.inspection.report
 import vitreous.recipes.shipped  # noqa: F401
+from digests import timeless
 from vitreous.cli.exit import main
 from vitreous.data import loader
 from vitreous.data.prepare import DataConfig
@@ -46,8 +47,6 @@ PHOTOS = {"train": 96, "val": 24}
 AIMS = ("start", "step", "write", "rename", "write")
 """What a kill aims at, in turn: a random moment of the start, of a step, of a checkpoint's writing, and right after its
 renaming, while old ones are deleted."""
-TIMES = ("seconds", "images_per_s", "data_wait", "peak_mb", "mfu", "slowest", "behind_s")
-"""What of a line of metrics.jsonl depends on the clock."""
 LIMIT_S = 120.0
 REPLICATE = Replicate()
 
@@ -169,7 +168,7 @@ class Training:
     def lines(self) -> list[dict]:
         """metrics.jsonl, without what depends on the clock; a line that is cut short is an error."""
         lines = [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
-        return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+        return timeless(lines)
 
     def consumed(self) -> dict[int, list[int]]:
         """The images of each step; of a step that was taken several times, those of the last time."""

@@ -9,10 +9,9 @@ from typing import Any
 
 from vitreous.config import from_dict
 from vitreous.errors import InputError
-from vitreous.metrics import Share, share
+from vitreous.metrics import Share, mean_share, share
 from vitreous.run_folder import RunFolder
 from vitreous.run_state import find_runs, state_of, visible
-from vitreous.student import t_interval
 
 NO_RESULT = ("num_workers", "checkpoint", "parallel", "activation_checkpointing", "trackers")
 """Fields that change no result: runs may differ in them and still be one experiment."""
@@ -242,10 +241,8 @@ def _groups(runs: Sequence[Figures]) -> Iterator[Group]:
     for members in alike.values():
         if len(members) > 1:
             tops = [run.final.value for run in members.values() if run.final]
-            mean, low, high = t_interval(tops)
-            yield Group(
-                tuple(run.name for run in members.values()), tuple(members), mean, max(low, 0.0), min(high, 1.0)
-            )
+            mean = mean_share(tops)
+            yield Group(tuple(run.name for run in members.values()), tuple(members), mean.value, mean.low, mean.high)
 
 
 def _notes(runs: Sequence[Figures]) -> Iterator[str]:

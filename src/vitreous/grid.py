@@ -18,10 +18,9 @@ from vitreous.errors import InputError
 from vitreous.evaluation.base import at_the_edge
 from vitreous.experiment import carry_out, check_apart, first_difference, look, same_run
 from vitreous.fields import override
-from vitreous.metrics import Share
+from vitreous.metrics import Share, mean_share
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
-from vitreous.student import t_interval
 from vitreous.training import Diverged
 
 LONGEST_NAME = 100
@@ -36,6 +35,8 @@ class Outcome:
     seed: int
     top1: Share | None
     """Of the images it was measured on, with Wilson's interval; None where it diverged."""
+    split: str | None = None
+    """Which images these are."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,7 @@ class Setting:
         found = [outcome.top1 for outcome in self.outcomes if outcome.top1 is not None]
         if len(found) < len(self.outcomes):
             return None
-        if len(found) == 1:
-            return found[0]
-        mean, low, high = t_interval([share.value for share in found])
-        return Share(mean, max(low, 0.0), min(high, 1.0))
+        return found[0] if len(found) == 1 else mean_share([share.value for share in found])
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,7 @@ class Grid:
         if best.top1 is None:
             raise InputError(f"every run of {self.place} diverged; give lower learning rates")
         final = self._finally(run, best) if dev_ratio else None
-        split = "dev" if dev_ratio else self._prepared(chosen_by.data, RunFolder(self.place)).held_out[0]
-        return Swept(split, ranked, _at_the_edge(list(settings.values())), final)
+        return Swept(str(best.outcomes[0].split), ranked, _at_the_edge(list(settings.values())), final)
 
     def _finally(self, run: Run, best: Setting) -> Setting:
         """The best setting on all training images, once for each of its seeds."""
@@ -162,11 +159,10 @@ class Grid:
             except Diverged as error:
                 self.console.say(f"{name}: {error}")
                 done = "diverged"
-        top1 = None
-        if done != "diverged":
-            figures = self.world.on_main(folder.figures)
-            top1 = Share(*(figures["top1"][name] for name in ("value", "low", "high")))
-        return Outcome(str(folder.path), run.seed, top1)
+        if done == "diverged":
+            return Outcome(str(folder.path), run.seed, None)
+        figures = self.world.on_main(folder.figures)
+        return Outcome(str(folder.path), run.seed, Share(**figures["top1"]), figures["split"])
 
     def _carry_out(self, run: Run, folder: RunFolder) -> None:
         left = self.ends - time.monotonic()

@@ -1,10 +1,13 @@
 """Measures of a classifier, from class probabilities and true labels. Everything is a count or a mean."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from vitreous.student import t_interval
 
 Probabilities = Float[np.ndarray, "image cls"]
 Labels = Int[np.ndarray, " image"]
@@ -28,6 +31,12 @@ def share(hits: int, total: int) -> Share:
     middle = (rate + z**2 / (2 * total)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / total + z**2 / (4 * total**2)) / shrink
     return Share(rate, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def mean_share(values: Sequence[float]) -> Share:
+    """The mean of two or more shares, such as those of several seeds, with Student's 95 % interval within [0, 1]."""
+    mean, low, high = t_interval(values)
+    return Share(mean, max(low, 0.0), min(high, 1.0))
 
 
 def hits_at(probabilities: Probabilities, labels: Labels, *, k: int) -> int:

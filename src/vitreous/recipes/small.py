@@ -4,6 +4,8 @@ Names: the data alone, or `fine_tune_MODEL_DATA`. From no paper: fixed sine-cosi
 as in `plain_s16_in1k_90ep`, strong augmentation where there are passes enough to need it.
 """
 
+from dataclasses import replace
+
 from vitreous.data.augment import RandAugment
 from vitreous.data.mixing import Mixing
 from vitreous.data.prepare import DataConfig
@@ -12,6 +14,7 @@ from vitreous.objectives.supervised import Supervised
 from vitreous.optim import SGD, AdamW
 from vitreous.pooling import Mean
 from vitreous.position import SinCos2d
+from vitreous.recipes.smoke import smoke
 from vitreous.run import Run
 from vitreous.schedule import Cosine
 from vitreous.variants import vit
@@ -25,15 +28,7 @@ def digits() -> Run:
     Expected: not measured yet.
     Cost: 3 min on 2 CPU cores; from smoke's half a minute for a fifth of the steps.
     """
-    return Run(
-        data=DataConfig(path="digits"),
-        train_view=TrainView(image_size=16, min_area_ratio=0.6, shift_ratio=0.1, rotate=10.0, flip=False),
-        eval_view=EvalView(image_size=16, crop_ratio=1.0),
-        model=vit("64x4/4", image_size=16, position=SinCos2d()),
-        optimizer=AdamW(weight_decay=0.5, betas=(0.9, 0.95)),
-        learning_rate=Cosine(peak=3e-3),
-        steps=3_000,
-    )
+    return replace(smoke(), steps=3_000)
 
 
 def fashion_mnist() -> Run:

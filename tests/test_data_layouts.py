@@ -13,8 +13,9 @@ from PIL import Image
 
 from pictures import class_folders, encoded, noise, packed, write
 from vitreous.data import folders, named, source
+from vitreous.data.joined import JoinedSource
 from vitreous.data.layouts import open_data
-from vitreous.data.source import ArraySource, JoinedSource
+from vitreous.data.source import ArraySource
 from vitreous.errors import InputError
 
 
@@ -633,4 +634,4 @@ def test_joined_sources_are_one_after_the_other():
     assert [chosen.name(i) for i in range(2)] == ["y/00002", "x/00000"]
     assert chosen.read(0) == pixels[4].tobytes()
     assert np.array_equal(np.asarray(chosen.image(1))[..., 0], pixels[0])
-    assert chosen.picture(chosen.read(1)).width == 4
+    assert chosen.picture(1, chosen.read(1)).width == 4

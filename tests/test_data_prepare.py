@@ -14,9 +14,10 @@ from pictures import bomb, class_folders, encoded, noise, packed, smooth, write
 from vitreous import files
 from vitreous.data import named
 from vitreous.data.duplicates import find_duplicates
+from vitreous.data.joined import JoinedSource
 from vitreous.data.listing import Splits
 from vitreous.data.prepare import BadData, DataConfig, Prepared, prepare, recall, reopen
-from vitreous.data.source import ArraySource, JoinedSource, Source
+from vitreous.data.source import ArraySource, Source
 from vitreous.data.split import stratified
 from vitreous.errors import InputError
 

@@ -11,7 +11,7 @@ import torch
 from vitreous.budget import cost, plain_classifier
 from vitreous.console import Console
 from vitreous.cores import cores
-from vitreous.data.layouts import absolute, open_data
+from vitreous.data.layouts import absolute
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, recall
 from vitreous.distributed import World, launcher
 from vitreous.errors import InputError
@@ -63,15 +63,18 @@ def preview(run: Run) -> dict[str, str]:
     Raises:
         InputError: if the data are not there, or the parts of the run do not go together.
     """
-    splits = open_data(run.data.path, val=run.data.val).named()
+    splits = run.data.open().named()
     classes = splits["train"].classes
     spent = cost(plain_classifier(run.model, num_classes=len(classes)))
     check_parts(replace(run, weights=None), num_classes=len(classes))
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
     batch_size = min(run.batch_size, len(splits["train"]))
     passes = run.steps * batch_size / run.num_repeats / len(splits["train"])
+    mixed = " and ".join(run.data.places)
+    if run.data.shares:
+        mixed += f", mixed {':'.join(f'{share:g}' for share in run.data.shares)}"
     return {
-        "data": f"{run.data.path}: {counts} images of {len(classes)} classes",
+        "data": f"{mixed}: {counts} images of {len(classes)} classes",
         "model": f"{title(run.model)}, {spent.parameters:,} parameters, {spent.gflops:,.3g} GFLOPs an image",
         "length": f"{run.steps:,} steps of {batch_size} images, {passes:,.1f} passes over the data",
     }
@@ -96,7 +99,7 @@ def check_apart(folder: RunFolder, config: DataConfig) -> None:
     Raises:
         InputError: if the run's folder lies in a folder of images.
     """
-    for place in (config.path, config.val):
+    for place in (*config.places, config.val):
         data = Path(absolute(place, Path.cwd())) if place else None
         if data is not None and data.is_dir() and folder.path.resolve().is_relative_to(data):
             raise InputError(f"{folder.path} lies in the data {place}, which are never written to; give another --out")
@@ -109,9 +112,9 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
         InputError: if the data cannot be trained on, or too many files cannot be read.
     """
     if (before := _seen_before(config, folder)) is not None:
-        console.say(f"{config.path} is as it was")
+        console.say(f"{' and '.join(config.places)} is as it was")
         return before
-    console.say(f"looking at {config.path}")
+    console.say(f"looking at {' and '.join(config.places)}")
     try:
         with console.task("image", 0) as task:
             prepared = prepare(config, progress=task.follow)

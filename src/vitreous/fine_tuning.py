@@ -15,7 +15,8 @@ import numpy as np
 from vitreous import metrics
 from vitreous.config import BELOW_ONE, check_ranges
 from vitreous.console import Console
-from vitreous.data.source import JoinedSource, Source
+from vitreous.data.joined import JoinedSource
+from vitreous.data.source import Source
 from vitreous.data.views import TrainView
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Evaluation, Labelled, Outcome, at_the_edge, held_back, interval

@@ -93,6 +93,7 @@ class Trainee:
             num_micro_batches=self.num_micro_batches,
             mine=self.mine,
             num_repeats=run.num_repeats,
+            shares=run.data.shares,
             shape_at=run.shape_at if run.grow_from < 1 else None,
             seed=run.seed,
             first_step=first_step,

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitreous import seeding
 from vitreous.data.batch import Batch
-from vitreous.data.order import positions
+from vitreous.data.joined import JoinedSource
+from vitreous.data.order import Mixture, Order, Shuffled
 from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
@@ -68,6 +69,7 @@ def training_batches(
     num_micro_batches: int = 1,
     mine: range = range(1),
     num_repeats: int = 1,
+    shares: tuple[float, ...] = (),
     shape_at: Callable[[int], tuple[int, int]] | None = None,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
@@ -78,16 +80,21 @@ def training_batches(
     after another, and the other processes take the rest. Each epoch has an order of its own, and drops the images
     that do not fill a batch; which ones changes by epoch. A source smaller than `batch_size` gives batches of the
     whole source. Each image comes in `num_repeats` views, drawn one by one (arXiv:1901.09335), all images of a part
-    before any comes again; and with `shape_at` in the height and width that it gives for the step.
+    before any comes again; and with `shape_at` in the height and width that it gives for the step. With `shares`, one
+    for each part of a `JoinedSource`, the parts are mixed so, however many images each has.
 
     Raises:
         InputError: if there are too few images for `num_micro_batches`, or one can no longer be read; names it.
     """
     assert all(0 <= part < num_micro_batches for part in mine)
     size = step_size(len(source), batch_size, num_micro_batches=num_micro_batches)
-    plan = _TrainingPlan(
-        len(source), size, seed, range(first_step, steps), num_micro_batches, mine, num_repeats, shape_at
-    )
+    order: Order = Shuffled(len(source), size, seed)
+    if shares:
+        assert isinstance(source, JoinedSource)
+        size = step_size(batch_size, batch_size, num_micro_batches=num_micro_batches)
+        order = Mixture.of(source.sizes, shares, batch_size=size, seed=seed)
+    part = size // num_micro_batches
+    plan = _TrainingPlan(order, range(first_step, steps), part, mine, num_repeats, shape_at)
     yield from _batches(_Images(source, view, seed), view, plan, num_workers=num_workers, device=device)
 
 
@@ -128,25 +135,21 @@ class _Wanted(NamedTuple):
 class _TrainingPlan(Sampler):
     """What each micro-batch shows."""
 
-    n: int
-    batch_size: int
-    seed: int
+    order: Order
     steps: range
-    num_micro_batches: int
+    part: int
+    """Images of a micro-batch."""
     mine: range
     num_repeats: int
     shape_at: Callable[[int], tuple[int, int]] | None
 
     def __iter__(self) -> Iterator[list[_Wanted]]:
-        part = self.batch_size // self.num_micro_batches
         for step in self.steps:
-            epoch, k = divmod(step, self.n // self.batch_size)
             shape = None if self.shape_at is None else self.shape_at(step)
             for number in self.mine:
-                start = k * self.batch_size + number * part
-                found = positions(self.n, seed=self.seed, epoch=epoch, start=start, stop=start + part)
-                images = found.tolist()
-                yield [_Wanted(epoch, i, repeat, shape) for repeat in range(self.num_repeats) for i in images]
+                epochs, found = self.order.at(step, number * self.part, (number + 1) * self.part)
+                images = list(zip(epochs.tolist(), found.tolist()))
+                yield [_Wanted(*image, repeat, shape) for repeat in range(self.num_repeats) for image in images]
 
 
 @dataclass(frozen=True)

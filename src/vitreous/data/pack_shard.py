@@ -81,7 +81,7 @@ def sample(source: Source, i: int, settings: Settings) -> Sample:
     """Image `i` as it is to be packed: its bytes untouched, unless it is too large or only pixels."""
     try:
         data = source.read(i)
-        picture = source.picture(data)  # decodes it: damage at its end counts too
+        picture = source.picture(i, data)  # decodes it: damage at its end counts too
         longer = max(picture.width, picture.height)
         if settings.resize_max is not None and longer > settings.resize_max:
             image = picture.image if picture.format == "array" else decode_picture(data).image

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import numpy as np
 
 from vitreous.config import BELOW_ONE, Config, check_ranges, from_dict
 from vitreous.data.duplicates import Duplicates, find_duplicates
-from vitreous.data.layouts import absolute, open_data
+from vitreous.data.joined import joined
+from vitreous.data.layouts import absolute, open_data, short_name
 from vitreous.data.listing import Splits
+from vitreous.data.order import PERIOD
 from vitreous.data.source import Source
 from vitreous.data.split import stratified
 from vitreous.data.survey import Survey, survey
@@ -36,6 +39,11 @@ class DataConfig(Config):
     """Folder of class folders, tar, CSV, or a name: digits, cifar10:PATH, fashion-mnist:PATH."""
     val: str | None = None
     """A second folder, tar or CSV to measure on; without one, `path` says or a part is held out."""
+    more: tuple[str, ...] = ()
+    """Further data to train on, each given as `path` is; classes go by their names."""
+    shares: tuple[float, ...] = ()
+    """How much of what is shown in training comes from `path` and from each of `more`, such as 3,1; each order is
+    shuffled for itself. By default every image comes as often as any other."""
     holdout_ratio: float = 0.2
     """Part of each class to measure on, where the data come in one piece."""
     split_seed: int = 0
@@ -50,6 +58,28 @@ class DataConfig(Config):
 
     def __post_init__(self) -> None:
         check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1), dev_ratio=(0, BELOW_ONE))
+        check_ranges(self, shares=(0, math.inf))
+        if self.shares and (not self.more or len(self.shares) != 1 + len(self.more)):
+            raise InputError(
+                f"shares has {len(self.shares)} numbers for {1 + len(self.more)} data sets; "
+                "give one for path and one for each of more"
+            )
+        if any(share < sum(self.shares) / PERIOD for share in self.shares):
+            raise InputError(f"a share of {min(self.shares):g} is none of {PERIOD:,} images; give larger ones")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All data to train on, as they are given."""
+        return self.path, *self.more
+
+    def open(self) -> Splits:
+        """The data in the splits they come with, by names alone.
+
+        Raises:
+            InputError: if they are not there.
+        """
+        opened = open_data(self.path, val=self.val)
+        return joined(opened, [(short_name(text), open_data(text)) for text in self.more]) if self.more else opened
 
     @classmethod
     def of_run(cls, record: dict[str, Any]) -> "DataConfig":
@@ -61,7 +91,8 @@ class DataConfig(Config):
         data, folder = from_dict(record.get("config", {}).get("data")), Path(record.get("directory", ""))
         if not isinstance(data, cls):
             raise InputError("run.json names no data; begin again with another --out")
-        return replace(data, path=absolute(data.path, folder), val=data.val and absolute(data.val, folder))
+        more = tuple(absolute(text, folder) for text in data.more)
+        return replace(data, path=absolute(data.path, folder), val=data.val and absolute(data.val, folder), more=more)
 
 
 @dataclass(frozen=True)
@@ -142,7 +173,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
         InputError: if the data cannot be used; the message says why and what to do.
     """
     start = time.monotonic()
-    opened = open_data(config.path, val=config.val)
+    opened = config.open()
     seen = _seen(opened, config)  # first, so that what changes while it is looked at is looked at again
     sources, notes, classes = opened.named(), list(opened.notes), opened.train.classes
     surveys = _survey_all(sources, progress)
@@ -206,7 +237,7 @@ def recall(config: DataConfig, *, split_csv: str, record: dict[str, Any]) -> Pre
     Raises:
         InputError: if the data are no longer where `config` says.
     """
-    opened = open_data(config.path, val=config.val)
+    opened = config.open()
     stamp = _stamp(_seen(opened, config), split_csv)
     if stamp is None or stamp != record.get("data_stamp") or not {"data", "data_fingerprint"} <= record.keys():
         return None
@@ -225,7 +256,7 @@ def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
     Raises:
         InputError: if the list is damaged, the data are no longer where `config` says or lack a file of it.
     """
-    return _chosen(open_data(config.path, val=config.val), config, split_csv)[0]
+    return _chosen(config.open(), config, split_csv)[0]
 
 
 def _chosen(
@@ -350,7 +381,9 @@ def _fingerprint(splits: dict[str, tuple[Source, np.ndarray]]) -> str:
 
 def _seen(opened: Splits, config: DataConfig) -> str | None:
     """A digest of all that `prepare` goes by, with sizes and times of files in place of their content."""
-    digest = hashlib.blake2b(repr((replace(config, path="", val=None), opened.notes)).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        repr((replace(config, path="", val=None, more=(), shares=()), opened.notes)).encode(), digest_size=16
+    )
     for split, source in opened.named().items():
         if (stamp := source.stamp()) is None:
             return None

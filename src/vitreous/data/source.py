@@ -65,8 +65,8 @@ class Source(ABC):
         """The part of image `i` inside the box that `draw` gives for its width and height, as `decode_crop`."""
         return decode_crop(self.read(i), draw, shape=shape)
 
-    def picture(self, data: bytes) -> Picture:
-        """What `data`, which `read` returned, holds; decoded as coarsely as its format allows."""
+    def picture(self, i: int, data: bytes) -> Picture:
+        """What `data`, which `read` returned for image `i`, holds; decoded as coarsely as its format allows."""
         return decode_picture(data, min_side=1)
 
     def stamp(self) -> str | None:
@@ -191,7 +191,7 @@ class ArraySource(Source):
         image = self.image(i)
         return np.asarray(image.crop(draw(*image.size)))
 
-    def picture(self, data: bytes) -> Picture:
+    def picture(self, i: int, data: bytes) -> Picture:
         """The pixels as they are."""
         image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(self.pixels.shape[1:]))
         return Picture(image, format="array", mode=image.mode, width=image.width, height=image.height, rotated=False)
@@ -202,48 +202,6 @@ class ArraySource(Source):
         for i in range(len(self)):
             digest.update(self.read(i))
         return digest.hexdigest()
-
-
-class JoinedSource(Source):
-    """The images of several sources of one kind and with the same classes, one source after the other."""
-
-    def __init__(self, *parts: Source):
-        first = parts[0]
-        assert all(type(part) is type(first) and part.classes == first.classes for part in parts)
-        super().__init__(first.classes, np.concatenate([part.labels for part in parts]))
-        self.parts = parts
-        self.starts = np.cumsum([0, *map(len, parts)])
-
-    def name(self, i: int) -> str:
-        """What the source that it comes from calls it."""
-        part, j = self._place(i)
-        return part.name(j)
-
-    def read(self, i: int) -> bytes:
-        """What the source that it comes from reads."""
-        part, j = self._place(i)
-        return part.read(j)
-
-    def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
-        """What the source that it comes from shows."""
-        part, j = self._place(i)
-        return part.image(j, min_side=min_side)
-
-    def crop(
-        self, i: int, draw: Callable[[int, int], Box], *, shape: tuple[int, int]
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """What the source that it comes from cuts out."""
-        part, j = self._place(i)
-        return part.crop(j, draw, shape=shape)
-
-    def picture(self, data: bytes) -> Picture:
-        """What a source of this kind makes of the bytes."""
-        return self.parts[0].picture(data)
-
-    def _place(self, i: int) -> tuple[Source, int]:
-        row = int(self.rows[i])
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.parts[part], row - int(self.starts[part])
 
 
 class Names(Sequence[str]):

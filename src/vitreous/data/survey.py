@@ -56,7 +56,7 @@ def survey(
         for i in range(start, stop):
             try:
                 data = source.read(i)
-                picture = source.picture(data)
+                picture = source.picture(i, data)
             except BadImage as error:
                 found.bad[i] = str(error)
                 continue

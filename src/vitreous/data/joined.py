@@ -1,0 +1,91 @@
+"""Several data sets as one."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vitreous.data.decode import Box, Picture
+from vitreous.data.listing import Splits
+from vitreous.data.source import Source
+
+
+class JoinedSource(Source):
+    """The images of several sources with the same classes, one source after the other.
+
+    `prefixes` stand before the names of each source's images, where names alone may be equal.
+    """
+
+    def __init__(self, *parts: Source, prefixes: Sequence[str] = ()):
+        first = parts[0]
+        assert all(part.classes == first.classes for part in parts)
+        super().__init__(first.classes, np.concatenate([part.labels for part in parts]))
+        self.parts = parts
+        self.prefixes = tuple(prefixes) or ("",) * len(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many of these images come from each source; they stand in the order of the sources."""
+        parts = np.searchsorted(self.starts, self.rows, side="right") - 1
+        assert (np.diff(parts) >= 0).all()
+        return tuple(np.bincount(parts, minlength=len(self.parts)).tolist())
+
+    def name(self, i: int) -> str:
+        """What the source that it comes from calls it."""
+        part, j = self._place(i)
+        return self.prefixes[part] + self.parts[part].name(j)
+
+    def read(self, i: int) -> bytes:
+        """What the source that it comes from reads."""
+        part, j = self._place(i)
+        return self.parts[part].read(j)
+
+    def image(self, i: int, *, min_side: int | None = None) -> Image.Image:
+        """What the source that it comes from shows."""
+        part, j = self._place(i)
+        return self.parts[part].image(j, min_side=min_side)
+
+    def crop(
+        self, i: int, draw: Callable[[int, int], Box], *, shape: tuple[int, int]
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """What the source that it comes from cuts out."""
+        part, j = self._place(i)
+        return self.parts[part].crop(j, draw, shape=shape)
+
+    def picture(self, i: int, data: bytes) -> Picture:
+        """What the source that it comes from makes of the bytes."""
+        part, j = self._place(i)
+        return self.parts[part].picture(j, data)
+
+    def stamp(self) -> str | None:
+        """The stamps of all sources, whichever of their images are here."""
+        stamps = [part.stamp() for part in self.parts]
+        return None if None in stamps else " ".join(map(str, stamps))
+
+    def _place(self, i: int) -> tuple[int, int]:
+        row = int(self.rows[i])
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return part, row - int(self.starts[part])
+
+
+def joined(first: Splits, more: Sequence[tuple[str, Splits]]) -> Splits:
+    """`first` with the training images of further data, given with a word for them; classes go by name.
+
+    Names of further images begin with the number of their data, from 2 on. What is measured stays that of `first`.
+    """
+    trained = [first.train, *(splits.train for _, splits in more)]
+    classes = tuple(dict.fromkeys(name for source in trained for name in source.classes))
+    named = {split: source.with_classes(classes) for split, source in first.named().items()}
+    numbers = range(2, len(trained) + 1)
+    parts = [named["train"], *(source.with_classes(classes) for source in trained[1:])]
+    named["train"] = JoinedSource(*parts, prefixes=["", *(f"{number}:" for number in numbers)])
+    notes = list(first.notes)
+    for number, (text, splits) in zip(numbers, more):
+        notes.append(f"the {len(splits.train):,} training images of {text} are named {number}:...")
+        unused = [f"{len(source):,} {split}" for split, source in splits.named().items() if split != "train"]
+        if unused:
+            notes.append(f"the {' and '.join(unused)} images of {text} are not used")
+        notes += [f"{text}: {note}" for note in splits.notes]
+    return Splits(**named, notes=notes)

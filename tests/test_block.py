@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from contracts import variants
 from references import random_images, randomise, tiny
-from vitreous.block import Attention, Axial, Block, BranchNorm, Parallel, PreNorm, Residual, rotate
+from vitreous.block import Attention, Axial, Block, BranchNorm, Parallel, PreNorm, Residual, attend, rotate
 from vitreous.errors import InputError
 from vitreous.feed_forward import SwiGLU
 from vitreous.position import Learned, NoPosition, RoPE2d, Where
@@ -51,6 +51,28 @@ def softmax_attention(x, attention, *, angles=None, bias=None):
         scores = torch.exp(logits)
         mixed.append(scores / scores.sum(-1, keepdim=True) @ v)
     return torch.cat(mixed, -1) @ attention.out.weight.double().T + attention.out.bias.double()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_in_bfloat16_is_the_same_whether_a_gradient_is_needed_or_not(biased):
+    """Of both ways the error is that of rounding: eight bits, a few times."""
+    drawn = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 17, 16, generator=drawn).bfloat16() for _ in range(3))
+    bias = torch.randn(1, 3, 17, 17, generator=drawn).bfloat16() if biased else None
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    logits = exact[0] @ exact[1].mT / 4 + (0 if bias is None else bias.double())
+    wanted = logits.softmax(-1) @ exact[2]
+    kept = [x.clone().requires_grad_() for x in (q, k, v)]
+    found = attend(*kept, bias=bias)
+    assert found.dtype == torch.bfloat16
+    assert_close(attend(q, k, v, bias=bias).double(), wanted.detach(), rtol=0, atol=0.02)
+    assert_close(found.detach().double(), wanted.detach(), rtol=0, atol=0.02)
+    assert not any(type(node).__name__.startswith("Scaled") for node, _ in found.grad_fn.next_functions)
+    towards = torch.randn(wanted.shape, generator=drawn)
+    found.backward(towards.bfloat16())
+    wanted.backward(towards.bfloat16().double())
+    for ours, theirs in zip(kept, exact):
+        assert_close(ours.grad.double(), theirs.grad, rtol=0.03, atol=0.05)
 
 
 def complex_pairs(x):

@@ -9,7 +9,6 @@ import pytest
 
 from pictures import class_folders
 from vitreous import seeding
-from vitreous.cli import main
 from vitreous.data.joined import JoinedSource
 from vitreous.data.loader import training_batches
 from vitreous.data.order import PERIOD, Mixture, positions
@@ -188,13 +187,17 @@ def test_shares_that_are_none_are_refused(options, said):
         DataConfig(**options)
 
 
-def test_a_mixture_is_trained_on_from_the_command_line(tmp_path, capsys):
+def test_a_mixture_is_trained_on_from_the_command_line(tmp_path, vitreous):
     class_folders(tmp_path / "photos", classes=("0", "1"), each=5)
     more = ("--data.more", str(tmp_path / "photos"), "--data.shares", "3,1")
-    assert main(["train", "smoke", *more, "--dry-run"]) == 0
-    assert f"digits and {tmp_path / 'photos'}, mixed 3:1: " in capsys.readouterr().out
-    assert main(["train", "smoke", *more, "--steps", "3", "--out", str(tmp_path / "run"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_images"] > 0
-    assert main(["train", "smoke", *more, "--data.shares", "3", "--out", str(tmp_path / "run2")]) == 2
-    assert main(["train", "smoke", "--data.more", "/no/such", "--out", str(tmp_path / "run3")]) == 2
-    assert "no such file or folder: /no/such" in capsys.readouterr().err
+    answer = vitreous("train", "smoke", *more, "--dry-run")
+    assert f"digits and {tmp_path / 'photos'}, mixed 3:1: " in answer.out
+    answer = vitreous("train", "smoke", *more, "--steps", "3", "--out", str(tmp_path / "run"), "--json")
+    assert json.loads(answer.out)["num_images"] > 0
+    for slip, said in (
+        (("--data.shares", "3"), "shares has 1 numbers for 1 data sets"),
+        (("--data.more", "/no/such"), "no such file or folder: /no/such"),
+    ):
+        answer = vitreous("train", "smoke", *slip, "--out", str(tmp_path / "other"))
+        assert answer.code == 2
+        assert said in answer.err

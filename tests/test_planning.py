@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,22 @@ def test_fine_tuning_takes_shape_and_pixels_from_the_weights(trained, tmp_path):
         planned(images(tmp_path / "z"), weights=str(trained), model="S/16")
 
 
+@pytest.mark.parametrize(
+    ("multiplies", "seconds", "precision"),
+    [(True, 0.5, "bfloat16"), (True, 0.95, "auto"), (True, 2.0, "auto"), (False, 0.5, "auto")],
+)
+def test_bfloat16_is_for_cpus_that_are_clearly_faster_in_it(multiplies, seconds, precision, tmp_path, monkeypatch):
+    def measured(run, prepared, world):
+        return seconds if world.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(planning, "_seconds_per_step", measured)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies)
+    config = DataConfig(path="x")
+    plan = make_plan(images(tmp_path), Request(data="x"), config=config, start=None, world=WORLD)
+    assert plan.run.precision == precision
+    assert ("bfloat16" in "".join(plan.reasons)) == (precision == "bfloat16")
+
+
 def test_the_plan_gives_reasons(tmp_path):
     prepared = images(tmp_path / "x")
     plan = make_plan(prepared, Request(data="x", minutes=0.1), config=DataConfig(path="x"), start=None, world=WORLD)
@@ -133,8 +150,25 @@ def test_readers_are_the_cores_that_do_not_train(tmp_path, monkeypatch):
     assert plan.run.num_workers == 0
 
 
-def test_starting_readers_is_no_part_of_a_step(tmp_path):
-    prepared = images(tmp_path / "x", each=40)
+def test_starting_readers_is_no_part_of_a_step(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    class Slow:
+        def __init__(self, *_, **__):
+            pass
+
+        def batches(self, *_, **__):
+            clock.now += 100  # readers start
+            while True:
+                yield None
+
+        def take(self, step, batches):
+            next(batches)
+            clock.now += 0.25
+            return SimpleNamespace(numbers=torch.zeros(1, 1))
+
+    prepared = images(tmp_path)
     run = planned(prepared)
-    alone, helped = (PROBE(replace(run, num_workers=number), prepared, WORLD) for number in (0, 1))
-    assert helped < alone + 0.1  # a reader takes a second to start
+    monkeypatch.setattr(planning, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(planning, "Trainee", Slow)
+    assert PROBE(run, prepared, WORLD) == 0.25

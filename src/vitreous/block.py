@@ -83,8 +83,28 @@ class Attention(nn.Module):
         q, k, v = self.heads(x, where)
         drop = self.attention_dropout if self.training else 0.0
         bias = None if where.bias is None else where.bias(q)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        mixed = attend(q, k, v, bias=bias, dropout=drop)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+def attend(
+    q: Float[Tensor, "batch head token head_dim"],
+    k: Float[Tensor, "batch head token head_dim"],
+    v: Float[Tensor, "batch head token head_dim"],
+    *,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch head token head_dim"]:
+    """softmax(q k^T / sqrt(head_dim) + bias) v, the paper's Eq. 6 and 7.
+
+    Fused, except where a gradient is needed in bfloat16 on a CPU: torch's takes 5 times as long there at 65 tokens
+    and 2.5 times at 197 as the products by themselves.
+    """
+    if q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad:
+        products = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        weights = (products if bias is None else products + bias).softmax(-1)
+        return F.dropout(weights, dropout) @ v.to(weights.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def rotate(

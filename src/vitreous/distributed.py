@@ -82,6 +82,10 @@ class World:
         torch.set_num_threads(threads)
         return replace(self, threads=threads)
 
+    def with_precision(self, precision: Precision) -> "World":
+        """The same process, computing in `precision`; "auto" is what it does anyway."""
+        return self if precision == "auto" else replace(self, dtype=getattr(torch, precision))
+
     def circumstances(self, *, exact: bool) -> dict[str, Any]:
         """What equal bits depend on; on the number of processes only where gradients are not added in a fixed tree."""
         device = self.device.type
@@ -221,8 +225,8 @@ def start(
         keep_freed_memory()
     if size > 1 and not dist.is_initialized():
         _meet(rank, size, chosen, timeout_s)
-    dtype = _dtype(chosen) if precision == "auto" else getattr(torch, precision)
-    return World(rank=rank, size=size, device=chosen, dtype=dtype, threads=threads, timeout_s=timeout_s)
+    world = World(rank, size, device=chosen, dtype=_dtype(chosen), threads=threads, timeout_s=timeout_s)
+    return world.with_precision(precision)
 
 
 @contextmanager
@@ -350,4 +354,4 @@ def _named_device(name: str) -> torch.device:
 def _dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
-    return torch.float32  # CPUs without bfloat16 instructions are many times slower in it
+    return torch.float32

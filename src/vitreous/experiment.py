@@ -198,17 +198,18 @@ def carry_out(
     record = world.on_main(beginning)
     if world.device.type == "cpu":  # another number of threads would sum in another order
         world = world.with_threads(min(record.get("threads", 0), 4 * cores()) or world.threads)
+    training = world.with_precision(run.precision)
     if not world.on_main(folder.trained):
         console.say(
             f"training on {world.device.type} ({world.processes}{world.threads} of {cores()} CPU cores, "
-            f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
+            f"{str(training.dtype).removeprefix('torch.')}) into {folder.path}"
         )
         objective = train(
             run,
             prepared.train,
             held_out=prepared.held_out,
             folder=folder,
-            world=world,
+            world=training,
             console=console,
             fingerprint=prepared.fingerprint,
             time_limit_s=time_limit_s,

@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, replace
 
+import torch
+
 from vitreous.budget import plain_classifier
 from vitreous.console import duration
 from vitreous.cores import cores, idle_cores
@@ -30,6 +32,7 @@ PROBE_S = 3.0
 MIN_STEPS = 20
 MANY_PASSES = 20  # from here on a model from scratch learns by heart, unless hindered
 MOST_PASSES = 200  # from scratch
+CLEARLY = 0.9  # of the time of a step, or float32 is kept
 SMALL = 96  # pixels; up to this, images are taken at their own size
 
 
@@ -65,10 +68,10 @@ def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start
     workers = _workers(prepared, world)
     run = replace(run, data=config, seed=request.seed, num_workers=workers, batch_size=min(run.batch_size, images))
 
-    step_s = _seconds_per_step(run, prepared, world)
+    run, step_s = _in_faster_precision(run, prepared, world)
     if start is None and seconds * TIME_FOR_STEPS / step_s * run.batch_size / images > MANY_PASSES:
         run = _against_learning_by_heart(run)
-        step_s = _seconds_per_step(run, prepared, world)
+        step_s = _seconds_per_step(run, prepared, world.with_precision(run.precision))
     affordable = max(int(seconds * TIME_FOR_STEPS / step_s), MIN_STEPS)
     most = min(max(5_000 / images, 3), 20) if start is not None else MOST_PASSES
     wanted = max(round(most * images / run.batch_size), 100)
@@ -90,7 +93,8 @@ def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start
         f"  recipe   {type(run.optimizer).__name__}, peak rate {peak:.2g}, decay {run.optimizer.weight_decay:g}, "
         f"batch {run.batch_size}",
         f"  length   {steps:,} steps: {limit}",
-        f"  machine  {world.device.type}, {world.threads} of {cores()} CPU cores{spare}, {workers} reader processes",
+        f"  machine  {world.device.type}, {world.threads} of {cores()} CPU cores{spare}, {workers} reader processes, "
+        + str(world.with_precision(run.precision).dtype).removeprefix("torch."),
         f"  time     about {duration(steps * step_s / TIME_FOR_STEPS)}: {step_s * 1000:.0f} ms a step, measured now",
     ]
     return Plan(run, reasons, steps * step_s / TIME_FOR_STEPS)
@@ -221,6 +225,16 @@ def _workers(prepared: Prepared, world: World) -> int:
     if "array" in prepared.summary["formats"] and world.device.type == "cpu":
         return 0
     return max(idle_cores() - world.threads, 0) if world.device.type == "cpu" else max(min(cores() - 1, 12), 1)
+
+
+def _in_faster_precision(run: Run, prepared: Prepared, world: World) -> tuple[Run, float]:
+    """`run` and the seconds of its steps; in bfloat16 where the CPU multiplies matrices in it and that is felt."""
+    step_s = _seconds_per_step(run, prepared, world)
+    if world.device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        shorter_s = _seconds_per_step(run, prepared, world.with_precision("bfloat16"))
+        if shorter_s < CLEARLY * step_s:
+            return replace(run, precision="bfloat16"), shorter_s
+    return run, step_s
 
 
 def _seconds_per_step(run: Run, prepared: Prepared, world: World) -> float:

@@ -5,14 +5,13 @@ timm has. Files call light0 and light1 what paper and code call light1 and light
 order). The function `augreg` makes any other cell of their grid. From their code: on ImageNet-21k a sigmoid for each
 class, which starts at a bias of -10; the tanh form of GELU.
 
-Unlike theirs: RandAugment is torchvision's, whose operations and strengths are others (a plain ViT-S/16 in PyTorch
-reached 76.9 % with it and 77.3 % with operations as theirs, for their 76.7 %: github.com/EIFY/mup-vit); Adam's averages
-are all in float32; filters of a resize look at every pixel. Accuracies are after fine-tuning, see `fine_tune_b16_in1k`.
+Unlike theirs: Adam's averages are all in float32; filters of a resize look at every pixel. Accuracies are after
+fine-tuning, see `fine_tune_b16_in1k`.
 """
 
 from dataclasses import replace
 
-from vitreous.data.augment import RandAugment
+from vitreous.data.augment import BigVisionRandAugment
 from vitreous.data.mixing import Mixing
 from vitreous.head import LinearHead
 from vitreous.objectives.supervised import Supervised
@@ -33,14 +32,14 @@ from vitreous.run import Run
 from vitreous.schedule import Cosine
 from vitreous.variants import vit
 
-PRESETS: dict[str, tuple[float, RandAugment | None]] = {
+PRESETS: dict[str, tuple[float, BigVisionRandAugment | None]] = {
     "none": (0.0, None),
-    "light1": (0.0, RandAugment(num_ops=2, magnitude=0)),
-    "light2": (0.2, RandAugment(num_ops=2, magnitude=10)),
-    "medium1": (0.2, RandAugment(num_ops=2, magnitude=15)),
-    "medium2": (0.5, RandAugment(num_ops=2, magnitude=15)),
-    "strong1": (0.5, RandAugment(num_ops=2, magnitude=20)),
-    "strong2": (0.8, RandAugment(num_ops=2, magnitude=20)),
+    "light1": (0.0, BigVisionRandAugment(num_ops=2, level=0)),
+    "light2": (0.2, BigVisionRandAugment(num_ops=2, level=10)),
+    "medium1": (0.2, BigVisionRandAugment(num_ops=2, level=15)),
+    "medium2": (0.5, BigVisionRandAugment(num_ops=2, level=15)),
+    "strong1": (0.5, BigVisionRandAugment(num_ops=2, level=20)),
+    "strong2": (0.8, BigVisionRandAugment(num_ops=2, level=20)),
 }
 """Mixup and RandAugment (Sec. 3.4)."""
 

@@ -35,7 +35,7 @@ format: $(READY)
 
 lock: $(READY)
 	@$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 \
-		--upgrade --all-extras -o requirements.lock pyproject.toml
+		--upgrade $(foreach extra,demo data jpeg vtab plot umap dev,--extra $(extra)) -o requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

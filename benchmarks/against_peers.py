@@ -202,6 +202,7 @@ class Case:
     size: str
     batch_size: int
     device: str
+    precision: str
     threads: int
     peers: tuple[str, ...]
     """Eager, and with `COMPILED` at the end of the name compiled."""
@@ -302,7 +303,7 @@ def serve(connection: Connection, case: Case, peers: Sequence[str], memory: str)
     means = keep_freed_memory() if memory == "kept" else "as it comes"
     torch.manual_seed(SEED)
     torch.set_num_threads(case.threads)
-    dtype = torch.bfloat16 if case.device == "cuda" else torch.float32
+    dtype = getattr(torch, case.precision)
     world = distributed.World(0, 1, torch.device(case.device), dtype, case.threads)
     works, calls, found = {}, {}, {}
     for peer in peers:
@@ -431,7 +432,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=cores(), help="default: the cores of this machine")
     parser.add_argument("--only", nargs="+", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda computes in bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="of matrix products; default: float32, cuda bfloat16"
+    )
     parser.add_argument("--compile", action="store_true", help="each peer compiled as well")
     parser.add_argument("--quick", action="store_true", help="one small case, 3 rounds: does it run?")
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
@@ -444,6 +448,7 @@ def arguments() -> argparse.Namespace:
         given.cases = [case for case in usual if case[0] in sizes]
     if missing := [size for size in sizes if size not in dict(given.cases)]:
         parser.error(f"say --batches for {', '.join(missing)}")
+    given.precision = given.precision or ("bfloat16" if given.device == "cuda" else "float32")
     given.rounds = min(given.rounds, 3) if given.quick else given.rounds
     given.peers = []
     for peer in given.only or PEERS:
@@ -461,14 +466,14 @@ def main() -> None:
     facts = {key: value for key, value in examine().items() if "disk" not in key and "cache" not in key}
     rows = []
     for size, batch_size in given.cases:
-        case = Case(given.kind, size, batch_size, given.device, given.threads, tuple(given.peers))
+        case = Case(given.kind, size, batch_size, given.device, given.precision, given.threads, tuple(given.peers))
         found = measure(case, rounds=given.rounds)
         show(found)
         rows += found
     if given.out is not None:
         result = {
             "date": datetime.now(UTC).date().isoformat(),
-            "machine": f"{platform.machine()}, {given.device}, {given.threads} threads",
+            "machine": f"{platform.machine()}, {given.device}, {given.precision}, {given.threads} threads",
             "seed": SEED,
             "rounds": given.rounds,
             "rows": rows,

@@ -192,7 +192,9 @@ def test_a_damaged_note_begins_a_new_run(tmp_path, server, damage):
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_tracker_that_is_not_installed_is_said_before_training(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"^{name} is not installed: pip install {name}; or leave it out"):
+    with pytest.raises(
+        InputError, match=rf"^{name} is not installed: pip install 'vitreous\[{name}\]'; or leave it out"
+    ):
         check_installed((name,))
 
 

@@ -95,6 +95,6 @@ def check_installed(names: tuple[str, ...]) -> None:
             importlib.import_module(name)
         except ImportError:
             raise InputError(
-                f"{name} is not installed: pip install {name}; or leave it out of --trackers: TensorBoard's files are "
-                "written in any case"
+                f"{name} is not installed: pip install 'vitreous[{name}]'; or leave it out of --trackers: "
+                "TensorBoard's files are written in any case"
             ) from None

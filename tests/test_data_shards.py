@@ -524,8 +524,8 @@ def test_an_index_of_strange_shards_is_refused(shards, fields, reason):
 
 
 def test_an_index_of_a_later_format_says_so(shards):
-    changed(shards / INDEX, about=about(shards / INDEX, format=2))
-    assert "has format 2, this vitreous reads 1; update vitreous" in refusal(shards)
+    changed(shards / INDEX, about=about(shards / INDEX, format=3))
+    assert "has format 3, this vitreous reads up to 2; update vitreous" in refusal(shards)
 
 
 def test_no_damage_to_an_index_or_a_tar_is_more_than_one_line(shards, tmp_path):

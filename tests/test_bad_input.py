@@ -66,7 +66,9 @@ def test_a_folder_that_is_empty(fit, tmp_path):
 
 def test_images_without_class_folders(fit, tmp_path):
     write({"a.png": SOUND}, tmp_path / "flat")
-    assert "no class folders" in complaint(fit(tmp_path / "flat"))
+    said = complaint(fit(tmp_path / "flat"))
+    assert "needs labels, which 1 images lack; there are no class folders" in said
+    assert "put each class into a folder of its own (cat/1.jpg, dog/2.jpg), or give a list with the columns" in said
 
 
 def test_one_class_only(fit, tmp_path):

@@ -27,7 +27,7 @@ def test_json_says_the_same_and_done_runs_are_not_repeated(vitreous):
     for outcome in setting["outcomes"]:
         assert outcome["path"].startswith("runs/sweep-smoke/")
         figures = RunFolder(Path(outcome["path"])).figures()
-        assert outcome["top1"] == figures["top1"]
+        assert outcome["score"] == figures["top1"]
     again = vitreous(*words)
     assert json.loads(again.out) == said
     assert "training on" not in again.err

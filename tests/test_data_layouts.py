@@ -14,7 +14,7 @@ from PIL import Image
 from pictures import class_folders, encoded, noise, packed, write
 from vitreous.data import folders, named, source
 from vitreous.data.joined import JoinedSource
-from vitreous.data.layouts import open_data
+from vitreous.data.layouts import open_data, open_held_out
 from vitreous.data.source import ArraySource
 from vitreous.errors import InputError
 
@@ -202,17 +202,11 @@ def test_a_missing_folder_suggests_its_neighbour(tmp_path):
     ("files", "message"),
     [
         ({}, "holds no images; give a folder with one folder of images for each class"),
-        (
-            {"1.png": b"x", "2.JPG": b"x"},
-            "holds 2 images but no class folders; put each class into a folder of its own",
-        ),
-        ({"train/1.png": b"x", "test/1.png": b"x"}, "train holds 1 images but no class folders"),
         ({"labels.csv": b"x"}, "holds no class folders; give the file in it itself, such as"),
         (
             {"cat/.hidden": b"x", "dog/.hidden": b"x"},
             "are empty; put the images of each class into its folder",
         ),
-        ({"cat/1.png": b"x"}, "has one class only (cat); a classifier needs two or more"),
         (
             {"val/cat/1.png": b"x", "test/cat/1.png": b"x"},
             "has test and val images but none to train on; add a train folder",
@@ -225,6 +219,35 @@ def test_a_missing_folder_suggests_its_neighbour(tmp_path):
 )
 def test_folders_that_are_no_data_set_say_why(tmp_path, files, message):
     assert message in refusal(write(files, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "counts"),
+    [
+        ({"1.png": image(1), "2.JPG": image(2), "read.me": b"x"}, {"train": 2}),
+        ({"train/1.png": image(1), "train/2.png": image(2), "valid/1.png": image(3)}, {"train": 2, "val": 1}),
+        ({"list.csv": b"image,kind\n1.png,x\n", "1.png": image(1)}, {"train": 1}),
+    ],
+)
+def test_images_without_labels_are_data_without_classes(tmp_path, files, counts):
+    folder = write(files, tmp_path / "flat")
+    place = next((folder / name for name in files if name.endswith(".csv")), folder)
+    splits = open_data(str(place))
+    assert {name: len(source) for name, source in splits.named().items()} == counts
+    assert all(source.classes == () and (source.labels == -1).all() for source in splits.named().values())
+    assert np.array_equal(splits.train.image(0), noise(1))
+    with pytest.raises(InputError, match=r"has no labels to measure by \(put each class into a folder"):
+        open_held_out(str(place))
+    class_folders(tmp_path / "cats")
+    assert "has no labels to measure by" in refusal(tmp_path / "cats", val=str(place))
+
+
+def test_a_tar_without_labels_is_data_without_classes(tmp_path):
+    path = packed({"1.png": image(1), "2.jpg": image(2), "read.me": b"x"}, tmp_path / "one.tar")
+    splits = open_data(str(path))
+    assert [splits.train.name(i) for i in range(2)] == ["1.png", "2.jpg"]
+    assert (splits.train.classes, splits.train.labels.tolist()) == ((), [-1, -1])
+    assert splits.notes == ["one.tar has no class folders, and no label beside an image: images have no labels"]
 
 
 def test_held_out_classes_that_training_lacks_are_named(tmp_path):
@@ -405,10 +428,6 @@ def test_ids_without_suffix_find_the_images_beside(tmp_path):
         ("image,label\n", "has no rows"),
         ("picture,label\na.png,x\n", "has no column for the image (one of image, path,"),
         ("picture,label\na.png,x\n", "its columns are picture, label"),
-        (
-            "image,kind\na.png,x\n",
-            "has no column for the label (one of label, class, target); its columns are image, kind",
-        ),
         ("image,label\na.png,x\nnone.png,x\n,x\n", "line 4: image is empty"),
         ("image,label\na.png,\n", "line 2: label is empty"),
         ("image,label\na.png\n", "line 2: label is empty"),
@@ -417,7 +436,6 @@ def test_ids_without_suffix_find_the_images_beside(tmp_path):
             "line 3: no such file no.png (2 of 3 files are missing)",
         ),
         ("image,label,split\na.png,x,tarin\n", "line 2: split 'tarin' is none of train, val, test"),
-        ("image,label\na.png,x\n", "has one class only (x)"),
         ("image,label,split\na.png,x,val\n", "has val images but none to train on"),
     ],
 )

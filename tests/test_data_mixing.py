@@ -72,3 +72,11 @@ def test_batches_are_mixed_as_often_as_asked(mixing, cut, blended):
 def test_a_share_outside_of_its_range_is_refused():
     with pytest.raises(InputError, match=r"cutmix_ratio is 1\.5; it must lie between 0 and 1"):
         Mixing(cutmix_ratio=1.5)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing()])
+def test_rows_of_classes_are_mixed_as_classes_are(mixing):
+    torch.manual_seed(1)
+    images, shares = mixing(IMAGES.clone(), torch.eye(4)[LABELS], num_classes=4)
+    expected = mixed(mixing, 1)
+    assert_close((images, shares), expected)

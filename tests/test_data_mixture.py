@@ -172,6 +172,23 @@ def test_different_kinds_are_joined_opened_again_and_recalled_where_they_were_mo
     assert recall(moved, split_csv=data.split_csv(), record=record) is None
 
 
+def test_images_of_one_class_and_of_several_are_joined(tmp_path):
+    class_folders(tmp_path / "photos", classes=("cat", "dog"), each=6)
+    class_folders(tmp_path / "all", classes=("x",), each=6, first_seed=50)
+    listed = {"0": "dog|emu", "1": "emu", "2": "", "3": "cat|emu", "4": "dog|emu", "5": "cat"}
+    lines = [f"all/x/{i}.png,{label}" for i, label in listed.items()]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label", *lines]))
+    data = prepare(DataConfig(path=str(tmp_path / "photos"), more=(str(tmp_path / "list.csv"),)))
+    assert data.train.multi_label
+    assert data.classes == ("cat", "dog", "emu")
+    for source in (data.train, data.test):
+        shown = source.targets(source.labels)
+        for i, name in enumerate(names(source)):
+            stem = Path(name).stem
+            wanted = listed[stem].split("|") if name.startswith("2:") else [name.split("/")[0]]
+            assert [c for c, one in zip(data.classes, shown[i]) if one] == [c for c in data.classes if c in wanted]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

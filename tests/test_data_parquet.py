@@ -173,14 +173,38 @@ def test_columns_that_cannot_be_told_are_named(tmp_path):
         tmp_path / "none.parquet"
     )
     pq.write_table(pa.table({"image": cells([png(0)]), "score": [0.5]}), tmp_path / "score.parquet")
-    assert "no column of labels" in refusal(tmp_path / "score.parquet")
+    assert open_data(str(tmp_path / "score.parquet")).train.labels.tolist() == [-1]
+    assert open_data(str(tmp_path / "score.parquet")).notes == ["no column holds labels"]
     pq.write_table(pa.table({"image": cells([png(0)] * 3), "image_id": [5, 6, 7]}), tmp_path / "ids.parquet")
     assert "image_id differs in every row, so it is no label" in refusal(tmp_path / "ids.parquet")
 
 
-def test_several_labels_an_image_are_refused_by_name(tmp_path):
-    write(tmp_path / "a.parquet", [png(0), png(1)], [[1, 2], [3]], label="labels")
-    assert "labels holds several labels for each image" in refusal(tmp_path / "a.parquet")
+@pytest.mark.parametrize("form", ["Sequence", "List", "plain"])
+def test_a_list_of_labels_says_all_that_an_image_shows(tmp_path, form):
+    inner = class_label(["ape", "bee", "cow"])
+    features = {"labels": [inner] if form == "plain" else {"feature": inner, "_type": form}}
+    write(
+        tmp_path / "a.parquet",
+        [png(i) for i in range(5)],
+        [[2, 0], [], None, [1], [0, 2]],
+        label="labels",
+        features=features,
+    )
+    splits = open_data(str(tmp_path / "a.parquet"))
+    assert [splits.train.label(i) for i in range(4)] == ["ape | cow", "", "bee", "ape | cow"]
+    assert splits.train.class_counts().tolist() == [2, 1, 2]
+    assert splits.notes == ["rows without a label are not used: 1 of all"]
+    write(tmp_path / "b.parquet", [png(0), png(1)], [[0, 7], [1]], label="labels", features=features)
+    assert "row 0: label [0, 7] is none of the 3 classes" in refusal(tmp_path / "b.parquet")
+
+
+def test_lists_of_words_are_numbered_over_all_files(tmp_path):
+    write(tmp_path / "train-0.parquet", [png(0), png(1)], [["cow", "ape"], ["cow"]], label="tags")
+    write(tmp_path / "train-1.parquet", [png(2), png(3)], [["bee"], ["ape", "cow"]], label="tags")
+    train = open_data(str(tmp_path)).train
+    assert train.classes == ("ape", "bee", "cow")
+    assert [train.label(i) for i in range(4)] == ["ape | cow", "cow", "bee", "ape | cow"]
+    assert train.labels[0] == train.labels[3]
 
 
 def test_images_beside_the_parquet_are_found_by_their_path_and_none_elsewhere(tmp_path):

@@ -379,10 +379,13 @@ def test_what_does_not_belong_together_is_said(tmp_path):
     packed({"a.png": b"x", "a.cls": b"0", "b.png": b"z"}, path)
     assert "b.png has no label beside it; add b.cls" in refusal(tmp_path)
     packed({"a.png": b"x", "b.png": b"z"}, path)
-    assert "train-0.tar holds no labelled images; it needs a label beside each image" in refusal(tmp_path)
-    assert "or a label beside each image (1.jpg, 1.cls)" in refusal(path)
+    assert open_data(str(tmp_path)).train.labels.tolist() == [-1, -1]
+    packed({"c.png": b"y", "c.cls": b"0"}, tmp_path / "train-1.tar")
+    assert "train-0.tar holds no labelled images, other tars do; it needs a label beside" in refusal(tmp_path)
+    (tmp_path / "train-1.tar").unlink()
     packed({"a.cls": b"0"}, path)
-    assert "train-0.tar holds no labelled images" in refusal(tmp_path)
+    assert "1 tars hold no images" in refusal(tmp_path)
+    assert "or a label beside each image (1.jpg, 1.cls)" in refusal(path)
     packed({"a.png": b"x", "a.cls": b"9" * 2_000_000}, path)
     assert "the label a.cls has 2,000,000 bytes; give its class" in refusal(tmp_path)
     packed({"a.png": b"x", "a.json": b"[" * 500_000}, path)
@@ -521,8 +524,8 @@ def test_an_index_of_strange_shards_is_refused(shards, fields, reason):
 
 
 def test_an_index_of_a_later_format_says_so(shards):
-    changed(shards / INDEX, about=about(shards / INDEX, format=2))
-    assert "has format 2, this vitreous reads 1; update vitreous" in refusal(shards)
+    changed(shards / INDEX, about=about(shards / INDEX, format=3))
+    assert "has format 3, this vitreous reads up to 2; update vitreous" in refusal(shards)
 
 
 def test_no_damage_to_an_index_or_a_tar_is_more_than_one_line(shards, tmp_path):

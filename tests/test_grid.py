@@ -65,9 +65,9 @@ def test_settings_are_ranked_by_their_mean_over_seeds(tmp_path, photos):
         top1 = [RunFolder(tmp_path / outcome.path).figures()["top1"]["value"] for outcome in setting.outcomes]
         half = scipy.stats.t.ppf(0.975, 1) * scipy.stats.sem(top1)
         expected = (np.mean(top1), max(np.mean(top1) - half, 0), min(np.mean(top1) + half, 1))
-        assert (setting.top1.value, setting.top1.low, setting.top1.high) == pytest.approx(expected)
+        assert (setting.score.value, setting.score.low, setting.score.high) == pytest.approx(expected)
         assert [outcome.seed for outcome in setting.outcomes] == [0, 1]
-    assert found.settings[0].top1.value >= found.settings[1].top1.value
+    assert found.settings[0].score.value >= found.settings[1].score.value
     assert found.final is None
 
 
@@ -81,7 +81,7 @@ def test_interrupted_at_every_step_it_comes_to_the_same_and_repeats_nothing(tmp_
         except Stopped:
             stops += 1
     assert stops == 2 * 5  # of 6 steps, the last one ends a run
-    assert [setting.top1 for setting in again.settings] == [setting.top1 for setting in whole.settings]
+    assert [setting.score for setting in again.settings] == [setting.score for setting in whole.settings]
     monkeypatch.setattr(grid, "carry_out", None)
     assert swept(small(photos), tmp_path / "parts") == again
 
@@ -104,7 +104,7 @@ def test_a_run_that_diverges_is_last_and_is_not_tried_again(tmp_path, photos, mo
     run = small(photos, optimizer=replace(tiny().optimizer, clip_norm=None))
     found = swept(run, tmp_path, over)
     assert [setting.values["learning_rate.peak"] for setting in found.settings] == ["0.003", "1e30"]
-    assert found.settings[1].top1 is None
+    assert found.settings[1].score is None
     monkeypatch.setattr(grid, "carry_out", None)
     assert swept(run, tmp_path, over) == found
     with pytest.raises(InputError, match=r"every run of .* diverged; give lower learning rates"):
@@ -134,10 +134,10 @@ def test_a_best_value_at_the_end_of_the_grid_is_said(tmp_path, photos, monkeypat
 def test_the_same_images_are_looked_at_once(tmp_path, photos, monkeypatch):
     looked = []
     look = grid.look
-    monkeypatch.setattr(grid, "look", lambda *given: looked.append(given) or look(*given))
+    monkeypatch.setattr(grid, "look", lambda *given, **options: looked.append(given) or look(*given, **options))
     swept(small(photos), tmp_path)
     assert len(looked) == 1
-    assert np.isfinite(swept(small(photos), tmp_path).settings[0].top1.value)
+    assert np.isfinite(swept(small(photos), tmp_path).settings[0].score.value)
 
 
 def test_a_folder_may_be_called_by_any_value(tmp_path, photos):

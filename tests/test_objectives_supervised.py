@@ -1,13 +1,16 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 from torch.testing import assert_close
 
 from vitreous.data.batch import Batch
 from vitreous.data.mixing import Mixing
+from vitreous.errors import InputError
 from vitreous.head import LinearHead
 from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.variants import vit
@@ -55,6 +58,43 @@ def test_with_a_low_bias_the_sigmoid_loss_starts_at_the_price_of_the_one_class()
     assert first == pytest.approx(
         10 + 1000 * math.log1p(math.exp(-10)), rel=1e-4
     )  # of 1 + e^-10, float32 keeps two digits
+
+
+def big_visions_sigmoid_xent(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`sigmoid_xent` of big_vision/utils.py, in NumPy."""
+    log_p, log_not_p = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
+    return -(labels * log_p + (1 - labels) * log_not_p).sum(axis=-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_several_classes_is_torchs_and_big_visions(smoothing):
+    several = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 0], [0, 1, 0, 1.0]])
+    losses = built(loss="sigmoid", label_smoothing=smoothing).losses(LOGITS, several)
+    smooth = several * (1 - smoothing) + smoothing / 4
+    assert_close(losses, F.binary_cross_entropy_with_logits(LOGITS, smooth, reduction="none").sum(-1))
+    expected = big_visions_sigmoid_xent(LOGITS.double().numpy(), smooth.double().numpy())
+    assert_close(losses.double(), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(mixup=0.8), Mixing(cutmix=1.0)])
+def test_images_of_several_classes_are_trained_on_and_mixed(mixing):
+    objective = built(loss="sigmoid", mixing=mixing)
+    torch.nn.init.normal_(objective.classifier.head.linear.weight)
+    several = replace(batch(), labels=torch.eye(4)[batch().labels] + torch.eye(4)[batch().labels.roll(1)])
+    torch.manual_seed(5)
+    found = objective.train()(several, 0.0)
+    torch.manual_seed(5)
+    images, shares = mixing(several.images[0], several.labels, num_classes=4)
+    logits = objective.scores(images)
+    assert_close(found.total, objective.losses(logits, shares).mean())
+    right = ((logits.sigmoid() > 0.5) == (shares > 0.5)).all(dim=1)
+    assert_close(found.parts, {"exact_match": right.float().mean()})
+
+
+def test_the_softmax_of_several_classes_is_refused_with_what_to_do():
+    several = replace(batch(), labels=torch.ones(6, 4))
+    with pytest.raises(InputError, match=r"may show several classes.* give --objective.loss sigmoid"):
+        built()(several, 0.0)
 
 
 def test_images_are_mixed_in_training_alone():

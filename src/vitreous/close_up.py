@@ -65,10 +65,7 @@ def images_of(trainee: Trainee, watch: Watch, scores: list[Tensor], source: Sour
     alone = torch.cat(losses).detach().cpu().double() if losses else torch.full(index.shape, math.nan).double()
     pairs = trainee.world.gather(torch.stack([index.double(), alone])).transpose(1, 2).flatten(0, 1).tolist()
     pairs.sort(key=lambda pair: (-pair[1] if math.isfinite(pair[1]) else -math.inf, pair[0]))
-    label = [source.classes[label] if label >= 0 else "" for label in source.labels[[int(i) for i, _ in pairs]]]
-    return [
-        Shown(source.name(int(i)), name, loss if losses else None) for (i, loss), name in zip(pairs, label, strict=True)
-    ]
+    return [Shown(source.name(int(i)), source.label(int(i)), loss if losses else None) for i, loss in pairs]
 
 
 def parts_of(trainee: Trainee, watch: Watch) -> list[Part]:

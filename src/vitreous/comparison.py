@@ -9,14 +9,14 @@ from typing import Any
 
 from vitreous.config import from_dict
 from vitreous.errors import InputError
-from vitreous.metrics import Share, mean_share, share
+from vitreous.metrics import HEADLINES, Share, headline, mean_share, share
 from vitreous.run_folder import RunFolder
 from vitreous.run_state import find_runs, state_of, visible
 
 NO_RESULT = ("num_workers", "checkpoint", "parallel", "activation_checkpointing", "trackers")
 """Fields that change no result: runs may differ in them and still be one experiment."""
 MEDIANS = ("images_per_s", "data_wait", "mfu")
-CURVES = ("loss", "top1", "accuracy")
+CURVES = ("loss", *HEADLINES, "accuracy", "exact_match")
 """What of a line of metrics.jsonl is compared over the steps."""
 ABSENT = "–"
 LARGEST = 1e100
@@ -45,7 +45,10 @@ class Figures:
     split: str | None = None
     """Which images are held out."""
     final: Share | None = None
-    """Top-1 of evaluation.json, or where the run is not finished, of the last measurement."""
+    """Top-1 of evaluation.json, or where the run is not finished, of the last measurement; mean average precision where
+    images may show several classes."""
+    figure: str = "top-1"
+    """Which of the two: top-1 or mAP."""
     best: Share | None = None
     best_step: int | None = None
     seed: int | None = None
@@ -140,15 +143,18 @@ def _figures(path: Path, *, name: str) -> Figures:
         return replace(seen, state="broken", note=state.reason or f"{error}")
     curves = _curves(lines)
     split = next((line["split"] for line in lines if line.get("split") in ("val", "test", "dev")), None)
-    top1, num_images = curves.get(f"{split}/top1", []), _num_measured(record, split)
-    best_step, best = max(top1, key=lambda point: point[1], default=(None, None))
+    key = next((key for key in HEADLINES if f"{split}/{key}" in curves), "top1")
+    scores, num_images = curves.get(f"{split}/{key}", []), _num_measured(record, split)
+    best_step, best = max(scores, key=lambda point: point[1], default=(None, None))
     medians = {key: _middle(curves.get(f"train/{key}", [])) for key in MEDIANS}
     seconds = [line["seconds"] for line in lines if _is_number(line.get("seconds"))]
-    final = _share(top1[-1][1], num_images) if top1 else None
+    share_of = _share if key == "top1" else _unsure  # other figures are no shares of images
+    final, figure = share_of(scores[-1][1], num_images) if scores else None, HEADLINES[key]
     try:
         if folder.evaluation.exists():
             figures = folder.figures()
-            final, split = Share(**{key: float(value) for key, value in figures["top1"].items()}), figures["split"]
+            figure, found = headline(figures)
+            final, split = Share(**{key: float(value) for key, value in found.items()}), figures["split"]
     except (InputError, OSError, RecursionError, AttributeError, TypeError, ValueError):
         seen = replace(seen, note=seen.note or "evaluation.json cannot be read")
     return replace(
@@ -158,7 +164,8 @@ def _figures(path: Path, *, name: str) -> Figures:
         peak_mb=max((value for _, value in curves.get("train/peak_mb", [])), default=None),
         split=split if isinstance(split, str) else None,
         final=final,
-        best=None if best is None else _share(best, num_images),
+        figure=figure,
+        best=None if best is None else share_of(best, num_images),
         best_step=best_step,
         seed=seed if type(seed := config.get("seed")) is int else None,
         fingerprint=record.get("data_fingerprint", ""),
@@ -219,7 +226,8 @@ def _middle(points: Points) -> float | None:
 def _num_measured(record: Mapping[str, Any], split: str | None) -> int:
     """How many held-out images are measured during training: evenly spaced, at most as many as the config says."""
     try:
-        count = sum(record["data"]["splits"][split].values())
+        data = record["data"]
+        count = data["images"][split] if "images" in data else sum(data["splits"][split].values())
         return max(-(-count // -(-count // int(record["config"]["num_evaluation_images"]))), 0)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return 0
@@ -228,6 +236,10 @@ def _num_measured(record: Mapping[str, Any], split: str | None) -> int:
 def _share(value: float, num_images: int) -> Share:
     found = share(round(min(max(value, 0.0), 1.0) * num_images), num_images)
     return replace(found, value=value)
+
+
+def _unsure(value: float, num_images: int) -> Share:
+    return Share(value, 0.0, 1.0)
 
 
 def _groups(runs: Sequence[Figures]) -> Iterator[Group]:
@@ -251,9 +263,11 @@ def _notes(runs: Sequence[Figures]) -> Iterator[str]:
         yield "the runs have different data: their figures are of different images"
     elif len({run.split for run in known if run.split}) > 1:
         yield "the runs are measured on different splits"
+    if len({run.figure for run in known if run.final}) > 1:
+        yield "of some runs it is the top-1 that stands here, of others the mAP, where images show several classes"
     for run in runs:
         if run.note:
             yield f"{run.name}: {run.note}"
         elif run.state != "finished":
             at = "" if run.step is None else f" at step {run.step:,}"
-            yield f"{run.name} is {run.state}{at}: its top-1 is that of its last measurement"
+            yield f"{run.name} is {run.state}{at}: its {run.figure} is that of its last measurement"

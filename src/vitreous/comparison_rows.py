@@ -23,7 +23,8 @@ HEAD = (
 
 def figure_rows(comparison: Comparison) -> Rows:
     """A row a run, under a heading; without columns that nobody has."""
-    rows = [HEAD, *map(_figures, comparison.runs)]
+    head = tuple(_figure(comparison) if cell == "top-1" else cell for cell in HEAD)
+    rows = [head, *map(_figures, comparison.runs)]
     there = [any(column[1:]) for column in zip(*rows)]
     return [tuple(cell for cell, keep in zip(row, there) if keep) for row in rows]
 
@@ -32,7 +33,7 @@ def group_rows(comparison: Comparison) -> Rows:
     """A row for runs that differ by their seeds alone; none if there are no such runs."""
     if not comparison.groups:
         return []
-    head = ("runs alike but for the seed", "seeds", "mean top-1", "95 % interval over seeds")
+    head = ("runs alike but for the seed", "seeds", f"mean {_figure(comparison)}", "95 % interval over seeds")
     return [head] + [
         (
             ", ".join(group.names),
@@ -83,7 +84,12 @@ def number(curve: str, value: float) -> str:
 
 def is_share(curve: str) -> bool:
     """Whether its values are shares of images."""
-    return curve.endswith(("/top1", "/accuracy"))
+    return curve.endswith(("/top1", "/map", "/accuracy", "/exact_match"))
+
+
+def _figure(comparison: Comparison) -> str:
+    """What the runs are compared by."""
+    return " or ".join(dict.fromkeys(run.figure for run in comparison.runs if run.final is not None)) or "top-1"
 
 
 def _figures(run: Figures) -> tuple[str, ...]:

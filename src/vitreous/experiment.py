@@ -20,7 +20,9 @@ from vitreous.evaluation.held_out import splits_of
 from vitreous.fields import walk
 from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
-from vitreous.objectives.supervised import SupervisedObjective
+from vitreous.metrics import headline
+from vitreous.objectives.base import ObjectiveConfig
+from vitreous.objectives.supervised import Supervised, SupervisedObjective
 from vitreous.provenance import describe_run
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
@@ -29,9 +31,13 @@ from vitreous.trainee import build_objective
 from vitreous.training import train
 from vitreous.variants import title
 from vitreous.weights.open import open_model
-from vitreous.weights.product import Product, save_product
+from vitreous.weights.product import MULTI_LABEL, Product, save_product
 
 TRAINING_SAMPLE = 2000  # training images measured beside the held-out ones, to find wrong labels among them
+
+
+ANY_CLASSIFIER = Supervised(loss="sigmoid")
+"""What can be trained on images of one class each and of several."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,18 @@ class Finished:
 
     @property
     def top1(self) -> float:
-        """Share of held-out images classified right, in [0, 1]."""
+        """Share of held-out images classified right, in [0, 1].
+
+        Raises:
+            InputError: where images show several classes; `evaluation` has the figures.
+        """
+        if "top1" not in self.evaluation:
+            raise InputError("images of several classes have no top-1; see evaluation['map']")
         return self.evaluation["top1"]["value"]
 
     def _repr_html_(self) -> str:
-        figures = self.evaluation
-        return f"<p>{self.folder.path}: top-1 {figures['top1']['value']:.1%} of {figures['num_images']:,} images</p>"
+        name, share = headline(self.evaluation)
+        return f"<p>{self.folder.path}: {name} {share['value']:.1%} of {self.evaluation['num_images']:,} images</p>"
 
 
 def preview(run: Run) -> dict[str, str]:
@@ -63,7 +75,9 @@ def preview(run: Run) -> dict[str, str]:
     Raises:
         InputError: if the data are not there, or the parts of the run do not go together.
     """
-    splits = run.data.open().named()
+    opened = run.data.open()
+    run.objective.check(opened)
+    splits = opened.named()
     classes = splits["train"].classes
     spent = cost(plain_classifier(run.model, num_classes=len(classes)))
     check_parts(replace(run, weights=None), num_classes=len(classes))
@@ -105,11 +119,18 @@ def check_apart(folder: RunFolder, config: DataConfig) -> None:
             raise InputError(f"{folder.path} lies in the data {place}, which are never written to; give another --out")
 
 
-def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bool = False) -> Prepared:
+def look(
+    config: DataConfig,
+    folder: RunFolder,
+    console: Console,
+    *,
+    objective: ObjectiveConfig = ANY_CLASSIFIER,
+    dry_run: bool = False,
+) -> Prepared:
     """Every file of the data, looked at; files that cannot be read are named and listed in bad_images.txt.
 
     Raises:
-        InputError: if the data cannot be trained on, or too many files cannot be read.
+        InputError: if `objective` cannot be trained on the data, or too many files cannot be read.
     """
     if (before := _seen_before(config, folder)) is not None:
         console.say(f"{' and '.join(config.places)} is as it was")
@@ -117,7 +138,7 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     console.say(f"looking at {' and '.join(config.places)}")
     try:
         with console.task("image", 0) as task:
-            prepared = prepare(config, progress=task.follow)
+            prepared = prepare(config, check=objective.check, progress=task.follow)
     except BadData as error:
         _list_bad(error.bad, None if dry_run else folder, console)
         raise
@@ -140,11 +161,11 @@ def _seen_before(config: DataConfig, folder: RunFolder) -> Prepared | None:
 def describe(prepared: Prepared) -> list[str]:
     """What was found in the data, a line a fact."""
     summary = prepared.summary
-    counts = {split: sum(classes.values()) for split, classes in summary["splits"].items()}
     sizes = summary["sizes"]
+    kind = "no labels" if not prepared.classes else f"{len(prepared.classes)} classes"
     lines = [
-        f"  {len(prepared.classes)} classes, "
-        + ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
+        f"  {kind}{', several or none an image' if prepared.train.multi_label else ''}, "
+        + ", ".join(f"{count:,} {split}" for split, count in summary["images"].items())
         + f" images, about {sizes['width']['median']:.0f} x {sizes['height']['median']:.0f} pixels"
     ]
     duplicates = summary["duplicates"]
@@ -220,7 +241,10 @@ def carry_out(
             classifier=objective.classifier.float().cpu(),
             view=run.eval_view,
             classes=prepared.classes,
-            extra={"data_fingerprint": prepared.fingerprint},
+            extra={
+                "data_fingerprint": prepared.fingerprint,
+                **({MULTI_LABEL: True} if prepared.train.multi_label else {}),
+            },
         )
 
         def keep() -> None:
@@ -290,6 +314,7 @@ def measure_run(run: Run, folder: RunFolder, *, prepared: Prepared, world: World
     product = open_model(str(folder.path))
     classifier = product.classifier.to(world.device)
     split, held_out = prepared.held_out
+    several = product.multi_label
     console.say(f"measuring {len(held_out):,} held-out images")
     figures, predicted = evaluate(
         classifier,
@@ -297,6 +322,7 @@ def measure_run(run: Run, folder: RunFolder, *, prepared: Prepared, world: World
         run.eval_view,
         classes=prepared.classes,
         split=split,
+        multi_label=several,
         world=world,
         num_workers=run.num_workers,
         console=console,
@@ -304,13 +330,21 @@ def measure_run(run: Run, folder: RunFolder, *, prepared: Prepared, world: World
     count = min(TRAINING_SAMPLE, len(held_out), len(prepared.train))
     chosen = sorted(generator(run.seed, "training sample").permutation(len(prepared.train))[:count].tolist())
     sample = prepared.train.select(chosen)
-    ours = probabilities(classifier, sample, run.eval_view, world=world, num_workers=run.num_workers, console=console)
+    ours = probabilities(
+        classifier,
+        sample,
+        run.eval_view,
+        multi_label=several,
+        world=world,
+        num_workers=run.num_workers,
+        console=console,
+    )
     everything = np.arange(len(held_out)).tolist()
     parts = {split: (held_out, everything, predicted), "train": (prepared.train, chosen, ours)}
 
     def write() -> None:
         folder.check()
-        write_text(folder.predictions, predictions_csv(parts, classes=prepared.classes))
+        write_text(folder.predictions, predictions_csv(parts, classes=prepared.classes, multi_label=several))
         write_text(folder.evaluation, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
     world.on_main(write)

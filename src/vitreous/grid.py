@@ -18,7 +18,7 @@ from vitreous.errors import InputError
 from vitreous.evaluation.base import at_the_edge
 from vitreous.experiment import carry_out, check_apart, first_difference, look, same_run
 from vitreous.fields import override
-from vitreous.metrics import Share, mean_share
+from vitreous.metrics import Share, headline, mean_share
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
 from vitreous.training import Diverged
@@ -33,10 +33,12 @@ class Outcome:
 
     path: str
     seed: int
-    top1: Share | None
-    """Of the images it was measured on, with Wilson's interval; None where it diverged."""
+    score: Share | None
+    """On the images it was measured on, with its interval; None where it diverged."""
     split: str | None = None
     """Which images these are."""
+    figure: str = ""
+    """What the score is."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Setting:
     outcomes: list[Outcome]
 
     @property
-    def top1(self) -> Share | None:
+    def score(self) -> Share | None:
         """The mean over seeds with Student's interval; of one seed, its own; None if one of them diverged."""
-        found = [outcome.top1 for outcome in self.outcomes if outcome.top1 is not None]
+        found = [outcome.score for outcome in self.outcomes if outcome.score is not None]
         if len(found) < len(self.outcomes):
             return None
         return found[0] if len(found) == 1 else mean_share([share.value for share in found])
@@ -62,6 +64,8 @@ class Swept:
 
     split: str
     """Which images were measured."""
+    figure: str
+    """What the scores are: top-1, or mAP where images show several classes."""
     settings: list[Setting]
     notes: list[str]
     final: Setting | None
@@ -71,10 +75,10 @@ class Swept:
         """All of it as JSON types."""
 
         def shown(setting: Setting) -> dict:
-            return {**asdict(setting), "top1": setting.top1 and asdict(setting.top1)}
+            return {**asdict(setting), "score": setting.score and asdict(setting.score)}
 
         settings, final = [shown(setting) for setting in self.settings], self.final and shown(self.final)
-        return {"split": self.split, "settings": settings, "notes": self.notes, "final": final}
+        return {"split": self.split, "figure": self.figure, "settings": settings, "notes": self.notes, "final": final}
 
 
 def values_of(text: str) -> tuple[str, list[str]]:
@@ -134,12 +138,13 @@ class Grid:
             kept = {name: value for name, value in values.items() if name != SEED}
             setting = settings.setdefault(_name(kept), Setting(kept, []))
             setting.outcomes.append(self._outcome(point, _name(values) or "run"))
-        ranked = sorted(settings.values(), key=lambda setting: -setting.top1.value if setting.top1 else 1.0)
+        ranked = sorted(settings.values(), key=lambda setting: -setting.score.value if setting.score else 1.0)
         best = ranked[0]
-        if best.top1 is None:
+        if best.score is None:
             raise InputError(f"every run of {self.place} diverged; give lower learning rates")
         final = self._finally(run, best) if dev_ratio else None
-        return Swept(str(best.outcomes[0].split), ranked, _at_the_edge(list(settings.values())), final)
+        outcome = best.outcomes[0]
+        return Swept(str(outcome.split), outcome.figure, ranked, _at_the_edge(list(settings.values())), final)
 
     def _finally(self, run: Run, best: Setting) -> Setting:
         """The best setting on all training images, once for each of its seeds."""
@@ -162,19 +167,21 @@ class Grid:
         if done == "diverged":
             return Outcome(str(folder.path), run.seed, None)
         figures = self.world.on_main(folder.figures)
-        return Outcome(str(folder.path), run.seed, Share(**figures["top1"]), figures["split"])
+        figure, share = headline(figures)
+        return Outcome(str(folder.path), run.seed, Share(**share), figures["split"], figure)
 
     def _carry_out(self, run: Run, folder: RunFolder) -> None:
         left = self.ends - time.monotonic()
         with ExitStack() as held:
             self.world.on_main(lambda: _claim(folder, run, held))
-            prepared = self._prepared(run.data, folder)
+            prepared = self._prepared(run, folder)
             carry_out(run, folder, prepared=prepared, world=self.world, console=self.console, time_limit_s=left)
 
-    def _prepared(self, config: DataConfig, folder: RunFolder) -> Prepared:
+    def _prepared(self, run: Run, folder: RunFolder) -> Prepared:
         """The data, looked at once for all runs on the same."""
-        if self._looked_at is None or self._looked_at[0] != config:
-            self._looked_at = config, self.world.on_main(lambda: look(config, folder, self.console))
+        if self._looked_at is None or self._looked_at[0] != run.data:
+            prepared = self.world.on_main(lambda: look(run.data, folder, self.console, objective=run.objective))
+            self._looked_at = run.data, prepared
         return self._looked_at[1]
 
 
@@ -215,7 +222,7 @@ def _at_the_edge(settings: Sequence[Setting]) -> list[str]:
                 number = float(setting.values[field])
             except ValueError:
                 break
-            best[number] = max(best.get(number, 0.0), setting.top1.value if setting.top1 else 0.0)
+            best[number] = max(best.get(number, 0.0), setting.score.value if setting.score else 0.0)
         else:
             grid = sorted(best)
             notes += at_the_edge(field, grid, [best[number] for number in grid])

@@ -50,6 +50,7 @@ def frozen(model: Model, *, name: str = "", cache: Path | None, console: Console
         world=model.world,
         name=name,
         classes=None if model.headless else model.classes,
+        multi_label=model.multi_label,
         faster=model.inference,
         cache=cache,
         num_workers=0 if model.world.device.type == "cpu" else cores(),
@@ -82,6 +83,12 @@ def find_images(
     else:
         held_out = held_out_images(data, model=name, console=console)
         labelled, bad = Labelled(None, _called(held_out.source, kind, model), held_out.split), held_out.bad
+    for name_of, evaluation in evaluations.items():
+        if evaluation.one_class and labelled.test.multi_label:
+            raise InputError(
+                f"{name_of.replace('_', '-')} takes images of one class each, those of {data} may show several; "
+                "leave it out of --with"
+            )
     return Images(labelled, bad, kind in SUBSETS)
 
 
@@ -99,7 +106,19 @@ def classification(
         check_files(test, num_classes=len(classes))
     among_data |= images.among_data
     predict = partial(model.probabilities, mirrored=mirrored)
-    figures, predicted = judged(predict, test, classes=classes, split=images.labelled.split, among_data=among_data)
+    if model.multi_label and (among_data or labels is not None):
+        option = "--real" if labels is not None else "--among-data"
+        raise InputError(
+            f"{option} is for a model that chooses one class; this one says yes or no to each: leave it out"
+        )
+    figures, predicted = judged(
+        predict,
+        test,
+        classes=classes,
+        split=images.labelled.split,
+        multi_label=model.multi_label,
+        among_data=among_data,
+    )
     if labels is not None:
         figures["real"] = real_figures(_in_standard_order(predicted, classes), test, labels)
     return figures, predicted

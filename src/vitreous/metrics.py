@@ -1,8 +1,9 @@
 """Measures of a classifier, from class probabilities and true labels. Everything is a count or a mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,6 +32,16 @@ def share(hits: int, total: int) -> Share:
     middle = (rate + z**2 / (2 * total)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / total + z**2 / (4 * total**2)) / shrink
     return Share(rate, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+HEADLINES = {"top1": "top-1", "map": "mAP"}
+"""The figure that models are compared by, as JSON calls it and as people do: of one class an image, or of several."""
+
+
+def headline(figures: Mapping[str, Any]) -> tuple[str, Any]:
+    """The name, for people, of the figure that models are compared by, and what `figures` has under it."""
+    key = next(key for key in HEADLINES if key in figures)
+    return HEADLINES[key], figures[key]
 
 
 def mean_share(values: Sequence[float]) -> Share:

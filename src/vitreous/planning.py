@@ -1,8 +1,10 @@
 """What to train for given data on this machine: model, resolution, recipe and steps, each with its reason."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from vitreous.budget import plain_classifier
@@ -10,9 +12,12 @@ from vitreous.console import duration
 from vitreous.cores import cores, idle_cores
 from vitreous.data.augment import TrivialAugment
 from vitreous.data.prepare import DataConfig, Prepared
+from vitreous.data.source import Source
 from vitreous.data.views import TrainView
 from vitreous.distributed import World
 from vitreous.errors import InputError
+from vitreous.head import LinearHead
+from vitreous.objectives.supervised import Supervised
 from vitreous.position import SinCos2d
 from vitreous.recipes.fine_tune import fine_tune
 from vitreous.recipes.from_scratch import from_scratch
@@ -67,6 +72,12 @@ def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start
     run = _fine_tuning(request, start) if start is not None else _from_scratch(prepared, request, world)
     workers = _workers(prepared, world)
     run = replace(run, data=config, seed=request.seed, num_workers=workers, batch_size=min(run.batch_size, images))
+    several = []
+    if prepared.train.multi_label:
+        run, bias = _for_several_classes(run, prepared.train)
+        several = [
+            f"  labels   several or none an image: sigmoid loss, scores begin at {bias:g}, as often as classes are"
+        ]
 
     run, step_s = _in_faster_precision(run, prepared, world)
     if start is None and seconds * TIME_FOR_STEPS / step_s * run.batch_size / images > MANY_PASSES:
@@ -92,6 +103,7 @@ def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start
         + (", ".join(_alterations(run.train_view)) or "as they are"),
         f"  recipe   {type(run.optimizer).__name__}, peak rate {peak:.2g}, decay {run.optimizer.weight_decay:g}, "
         f"batch {run.batch_size}",
+        *several,
         f"  length   {steps:,} steps: {limit}",
         f"  machine  {world.device.type}, {world.threads} of {cores()} CPU cores{spare}, {workers} reader processes, "
         + str(world.with_precision(run.precision).dtype).removeprefix("torch."),
@@ -167,6 +179,15 @@ def _from_scratch(prepared: Prepared, request: Request, world: World) -> Run:
         ),
         eval_view=replace(base.eval_view, image_size=size, crop_ratio=1.0 if small else 0.9),
     )
+
+
+def _for_several_classes(run: Run, train: Source) -> tuple[Run, float]:
+    """`run` with a yes or no for each class, which begins at the share of images that show one on average."""
+    assert isinstance(run.objective, Supervised)
+    share = float(np.clip(train.class_counts().mean() / len(train), 1e-4, 0.5))
+    bias = round(math.log(share / (1 - share)), 1)
+    head = replace(run.objective.head, bias=bias) if isinstance(run.objective.head, LinearHead) else run.objective.head
+    return replace(run, objective=replace(run.objective, loss="sigmoid", head=head)), bias
 
 
 def _against_learning_by_heart(run: Run) -> Run:

@@ -17,6 +17,7 @@ from vitreous.classifier import Classifier
 from vitreous.data.decode import BadImage, decode, to_rgb
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
+from vitreous.evaluation.multi_label import THRESHOLD
 from vitreous.variants import title
 from vitreous.weights.open import open_model
 
@@ -35,6 +36,8 @@ class Prediction:
     """The most probable classes with their probabilities, best first."""
     file: str | None = None
     """The path that was given, if it was one."""
+    labels: tuple[str, ...] | None = None
+    """All classes above one half, best first, of a model for images of several; None of one that chooses one."""
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{score:.1%}</td></tr>" for name, score in self.top)
@@ -52,6 +55,7 @@ class Model:
         classes: Sequence[str] | None,
         device: str = "auto",
         headless: bool = False,
+        multi_label: bool = False,
     ) -> None:
         self.world = distributed.start(device=device)
         self.module = module.to(self.world.device).eval()
@@ -62,6 +66,8 @@ class Model:
         self.view = view
         self.headless = headless
         """Whether the weights are an encoder's alone: it embeds, but names no classes."""
+        self.multi_label = multi_label
+        """Whether an image may show several classes or none, each with a probability of its own."""
         number = module.config.num_classes
         classes = None if headless else classes  # there is nothing to name
         self.named = classes is not None
@@ -75,7 +81,7 @@ class Model:
         return self.view.normalise(self.pixels(image)[None])[0]
 
     def predict(self, images: Picture | Sequence[Picture], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
-        """The `top` most probable classes of each image.
+        """The `top` most probable classes of each image; of a model for several an image, also all above one half.
 
         `images` is one or many of: a path, encoded bytes, a PIL image, an array (height, width[, 3]) of uint8
         or of floats in [0, 1], a tensor (3, height, width) likewise. The answer is a list, also for one image.
@@ -110,10 +116,12 @@ class Model:
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
         for logits in self._run(pixels, batch_size, self.inference):
-            for row in logits.double().softmax(-1):
-                values, indices = row.topk(min(top, len(self.classes)))
+            for row in logits.double().sigmoid() if self.multi_label else logits.double().softmax(-1):
+                number = max(top, int((row > THRESHOLD).sum()) if self.multi_label else 0)
+                values, indices = row.topk(min(number, len(self.classes)))
                 best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
-                yield Prediction(best[0][0], best[0][1], best)
+                labels = tuple(name for name, value in best if value > THRESHOLD) if self.multi_label else None
+                yield Prediction(best[0][0], best[0][1], best[:top], labels=labels)
 
     def check_head(self) -> None:
         """Nothing, if the model names classes.
@@ -225,4 +233,5 @@ def load(
         classes=classes or product.classes,
         device=device,
         headless=product.extra.get("headless", False),
+        multi_label=product.multi_label,
     )

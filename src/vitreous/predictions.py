@@ -90,12 +90,15 @@ def check_table(path: Path, suffixes: Sequence[str] = TABLES) -> None:
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """A table with a row an image: file, label_1, score_1, label_2, ...; by suffix CSV, JSON lines or parquet.
 
+    Of a model for several classes an image, labels stands behind file: the classes above one half, with | between.
+
     Raises:
         InputError: as `check_table`, or if the disk refuses.
     """
     check_table(path)
     rows = [
         {"file": prediction.file}
+        | ({} if prediction.labels is None else {"labels": " | ".join(prediction.labels)})
         | {
             key: value
             for rank, (label, score) in enumerate(prediction.top, 1)

@@ -21,6 +21,7 @@ from vitreous.diagnosis import cause, watched
 from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.experiment import look
+from vitreous.objectives.base import ObjectiveConfig
 from vitreous.parallel import FullShard, HybridShard
 from vitreous.recent import Recent, Row
 from vitreous.recorded import SAME, agreement
@@ -70,7 +71,7 @@ def replay(folder: RunFolder, run: Run, *, step: int, world: World, console: Con
         raise InputError(f"--step {step} is not a step of {folder.path}; give one of 1 to {run.steps}")
     if world.device.type == "cpu":
         world = world.with_threads(min(record.get("threads", 0), 4 * cores()) or world.threads)
-    prepared = world.on_main(lambda: _data(folder, record, console))
+    prepared = world.on_main(lambda: _data(folder, record, console, run.objective))
     checkpoints = Checkpoints(
         folder.checkpoints, world=world, config=run.checkpoint, identity=run.identity(prepared.fingerprint)
     )
@@ -168,8 +169,8 @@ class _Course:
         return row, spike
 
 
-def _data(folder: RunFolder, record: dict[str, Any], console: Console) -> Prepared:
-    prepared = look(DataConfig.of_run(record), folder, console, dry_run=True)
+def _data(folder: RunFolder, record: dict[str, Any], console: Console, objective: ObjectiveConfig) -> Prepared:
+    prepared = look(DataConfig.of_run(record), folder, console, objective=objective, dry_run=True)
     if prepared.fingerprint != record.get("data_fingerprint"):
         raise InputError(
             f"the images have changed since {folder.path} was begun; put them back to compute a step again"

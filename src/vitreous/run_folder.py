@@ -27,6 +27,8 @@ LEFT_BY_KILLED = (
 )
 
 FIGURES = {"split", "num_images", "top1", "top5", "macro_f1", "ece", "reliability", "per_class", "confusion"}
+FIGURES_OF_SEVERAL = {"split", "num_images", "map", "micro_ap", "macro_f1", "micro_f1", "exact_match", "per_class"}
+"""Of images that may show several classes."""
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("config", "data", "versions", "machine"), dict),
     **dict.fromkeys(("command", "launcher", "directory", "data_fingerprint", "started"), str),
@@ -148,7 +150,7 @@ class RunFolder:
         """
         try:
             figures = json.loads(read_text(self.evaluation))
-            if not (isinstance(figures, dict) and figures.keys() >= FIGURES):
+            if not isinstance(figures, dict) or not any(figures.keys() >= of for of in (FIGURES, FIGURES_OF_SEVERAL)):
                 raise ValueError("it lacks figures")
             return figures
         except (OSError, ValueError, RecursionError) as error:

@@ -34,6 +34,8 @@ class RunState:
     steps: int | None = None
     top1: float | None = None
     """Share of held-out images named right when they were last measured, in [0, 1]."""
+    map: float | None = None
+    """The same where images may show several classes: mean average precision."""
     loss: float | None = None
     """The newest one."""
     reason: str = ""
@@ -107,6 +109,7 @@ def _state(run: RunFolder, moved: float) -> RunState:
         moved=moved,
         step=max((line["step"] for line in lines), default=None),
         top1=_newest(lines, "top1"),
+        map=_newest(lines, "map"),
         loss=_newest(lines, "loss"),
     )
     running = is_held(run.path, moved=moved)
@@ -131,7 +134,8 @@ def _finished(run: RunFolder, seen: RunState) -> RunState:
     if measured is None:
         advice = f"remove {typeable(str(run.evaluation))} and type the run's command again"
         return replace(seen, reason="evaluation.json cannot be read", next=advice)
-    return replace(seen, state="finished", top1=measured, next=f"vitreous predict {typeable(str(run.path))} IMAGES")
+    key, value = measured
+    return replace(seen, state="finished", **{key: value}, next=f"vitreous predict {typeable(str(run.path))} IMAGES")
 
 
 def _unfinished(run: RunFolder, seen: RunState, *, again: str) -> RunState:
@@ -202,9 +206,9 @@ def _newest(lines: list[dict[str, Any]], figure: str) -> float | None:
     return values[-1] if values else None
 
 
-def _measured(run: RunFolder) -> float | None:
-    """The top-1 of evaluation.json, without the confusion matrix behind it."""
+def _measured(run: RunFolder) -> tuple[str, float] | None:
+    """Top-1 or mean average precision in evaluation.json, by its name there, without the confusion matrix behind it."""
     with open(run.evaluation, "rb") as file:
         start = file.read(TAIL).decode(errors="replace")
-    found = re.search(r'"top1": \{\s*"value": ([0-9.e+-]+)', start)
-    return float(found[1]) if found else None
+    found = re.search(r'"(top1|map)": \{\s*"value": ([0-9.e+-]+)', start)
+    return (found[1], float(found[2])) if found else None

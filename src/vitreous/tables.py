@@ -11,6 +11,8 @@ NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The headline figures of an evaluation."""
     rows: list[tuple[str, ...]] = []
+    if figures.get("multi_label"):
+        return _rows_of_several(figures)
     for name in ("top1", "top5"):
         if share := figures[name]:
             interval = f"95 % interval {share['low']:.2%} to {share['high']:.2%}"
@@ -31,12 +33,34 @@ def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _rows_of_several(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    between = {
+        key: f"95 % interval {figures[key]['low']:.2%} to {figures[key]['high']:.2%}" for key in ("map", "exact_match")
+    }
+    above = f"above {figures['threshold']:g}"
+    many = f"precision {figures['micro_precision']:.4f}, recall {figures['micro_recall']:.4f}, {above}"
+    return [
+        ("mAP", f"{figures['map']['value']:.2%}", between["map"]),
+        ("micro AP", f"{figures['micro_ap']:.2%}", "all pairs of image and class together"),
+        ("macro F1", f"{figures['macro_f1']:.4f}", f"mean over classes, {above}"),
+        ("micro F1", f"{figures['micro_f1']:.4f}", many),
+        ("exact match", f"{figures['exact_match']['value']:.2%}", f"{between['exact_match']}; all classes right"),
+        ("images", f"{figures['num_images']:,}", f"{figures['split']}"),
+    ]
+
+
+def class_head(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heading of `class_rows`."""
+    return ("class", "images", *(["AP"] if figures.get("multi_label") else []), "precision", "recall", "F1")
+
+
 def class_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Precision, recall and F1 of each class that occurs."""
+    """Precision, recall and F1 of each class that occurs; average precision too where images may show several."""
     return [
         (
             row["name"],
             f"{row['count']:,}",
+            *([f"{row['ap']:.3f}"] if figures.get("multi_label") else []),
             f"{row['precision']:.3f}",
             f"{row['recall']:.3f}",
             f"{row['f1']:.3f}",
@@ -47,7 +71,9 @@ def class_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def confusion_rows(figures: Mapping[str, Any], *, most: int = 10) -> list[tuple[str, ...]]:
-    """The largest numbers off the diagonal of the confusion matrix."""
+    """The largest numbers off the diagonal of the confusion matrix; none where images may show several classes."""
+    if "confusion" not in figures:
+        return []
     names = [row["name"] for row in figures["per_class"]]
     pairs = [
         (count, names[i], names[j])

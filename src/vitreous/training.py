@@ -16,10 +16,12 @@ from vitreous.data.source import Source
 from vitreous.diagnosis import diagnose
 from vitreous.distributed import World, lost
 from vitreous.errors import InputError, SaidElsewhere
+from vitreous.evaluation import multi_label
 from vitreous.evaluation.classify import measure, scored
 from vitreous.fields import walk
 from vitreous.files import write_text
 from vitreous.hang import HangWatch
+from vitreous.metrics import headline
 from vitreous.objectives.base import Objective
 from vitreous.objectives.supervised import SupervisedObjective
 from vitreous.recent import Recent, Row
@@ -190,11 +192,12 @@ class Training:
                 if done % run.log_every == 0 or last:
                     shown = self.write_line()
                 if done * run.num_evaluations // run.steps > step * run.num_evaluations // run.steps:
-                    if (top1 := self.measure(stacks)) is not None:
-                        measured = f"{self.held_out[0]} {top1:.1%}"
-                        if run.checkpoint.keep_best and top1 > self.best:
-                            before, self.best = self.best, top1
-                            self.save(score=top1)
+                    if (result := self.measure(stacks)) is not None:
+                        name, score = headline(result)
+                        measured = f"{self.held_out[0]} {score:.1%}" + (f" {name}" if self.data.multi_label else "")
+                        if run.checkpoint.keep_best and score > self.best:
+                            before, self.best = self.best, score
+                            self.save(score=score)
                             if self.checkpoints.newest_step != done:  # the disk refused
                                 self.best = before
                     signal = max(signal, *world.highest(lambda: [stop.signal or 0]).read())
@@ -295,8 +298,11 @@ class Training:
         self.recent = self.recent.next_line()
         return _figures(line)
 
-    def measure(self, stacks: HangWatch) -> float | None:
-        """Log loss and top-1 on some held-out images; the latter. None for an objective without classes."""
+    def measure(self, stacks: HangWatch) -> dict[str, float] | None:
+        """Log and return loss and top-1 on some held-out images; None for an objective without classes.
+
+        Where images may show several classes, mean average precision stands in place of top-1.
+        """
         if not isinstance(self.trainee.objective, SupervisedObjective):
             return None
         split, source = self.held_out
@@ -310,15 +316,16 @@ class Training:
                 chosen,
                 self.run.eval_view,
                 num_classes=len(self.data.classes),
+                multi_label=chosen.multi_label,
                 world=self.world,
                 batch_size=self.run.batch_size,
                 num_workers=self.run.num_workers,
                 progress=lambda _: stacks.beat(),
             )
             self.trainee.placed.reshard()
-        result = measure(predicted, chosen.labels)
+        result = multi_label.measure(predicted, chosen) if chosen.multi_label else measure(predicted, chosen.labels)
         self.log({"split": split, "step": self.done, **result, "seconds": self.seconds})
-        return result["top1"]
+        return result
 
     def log(self, measurement: dict[str, Any]) -> None:
         """Write a measurement; if the disk refuses, keep it until it does not."""

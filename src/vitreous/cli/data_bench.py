@@ -44,7 +44,7 @@ def bench(
     from vitreous.console import Console
     from vitreous.cores import cores
     from vitreous.data.layouts import open_data
-    from vitreous.data_speed import data_speed
+    from vitreous.data_speed import data_speed, labelled_alike
     from vitreous.experiment import check_parts
     from vitreous.fields import override
     from vitreous.recipes.shipped import recipe as find_recipe
@@ -56,7 +56,7 @@ def bench(
         raise InputError(f"--workers are numbers of processes, got {min(readers)}")
     run = replace(override(find_recipe(recipe), dict(changes(overrides))), weights=None)  # they change no speed
     world = distributed.start(device=device, precision=run.precision)
-    source = open_data(path).train
+    source = labelled_alike(open_data(path).train)
     check_parts(run, num_classes=len(source.classes))
     found = data_speed(run, source, readers=readers, world=world, seconds=seconds, say=Console().say)
     if json:

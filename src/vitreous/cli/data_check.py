@@ -26,7 +26,7 @@ def check(
     Parameters
     ----------
     data
-        Labelled images, as for fit.
+        Images, as for fit; without labels too.
     val
         Other data to measure on, in place of what DATA holds out.
     strict
@@ -72,7 +72,7 @@ def split_rows(found: "Check") -> list[tuple[str, ...]]:
     columns = []
     for facts in parts.values():
         counts = sorted(facts["classes"].items(), key=lambda item: item[1])
-        (fewest, low), (most, high) = counts[0], counts[-1]
+        (fewest, low), (most, high) = (counts[0], counts[-1]) if counts else (("", 0), ("", 0))
         sizes = facts["sizes"]
         extent = {key: " x ".join(f"{side[key]:.0f}" for side in sizes.values()) for key in ("min", "median", "max")}
         columns.append(

@@ -105,7 +105,9 @@ def _rate_test(
     run = override(find_recipe(name), dict(changes(overrides)))
     world = distributed.start(device=device, precision=run.precision)
     console = Console(quiet=not world.is_main)
-    prepared = world.on_main(lambda: look(run.data, RunFolder(Path(name)), console, dry_run=True))
+    prepared = world.on_main(
+        lambda: look(run.data, RunFolder(Path(name)), console, objective=run.objective, dry_run=True)
+    )
     world.on_main(lambda: check_parts(run, num_classes=len(prepared.classes)))
     with console.task("step", steps) as task:
         found = rate_test(

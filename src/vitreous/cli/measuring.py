@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from vitreous.cli.app import ClassNames, Device, TrainedModel, app, changes, class_names, print_json
 from vitreous.errors import InputError
-from vitreous.tables import class_rows, confusion_rows, figure_rows, table
+from vitreous.tables import class_head, class_rows, confusion_rows, figure_rows, table
 
 if TYPE_CHECKING:
     from vitreous.console import Console
@@ -109,7 +109,7 @@ def evaluate(
             if out is not None:
                 source = images.labelled.test
                 parts = {images.labelled.split: (source, list(range(len(source))), said)}
-                table_of = predictions_csv(parts, classes=loaded.classes)
+                table_of = predictions_csv(parts, classes=loaded.classes, multi_label=loaded.multi_label)
         measured["data"] = images.counts()
         measured["unreadable"] = [{"file": file.name, "reason": file.reason} for file in images.unreadable]
         try:
@@ -169,7 +169,7 @@ def show_classification(figures: Mapping[str, Any]) -> None:
     """The headline figures, then by class, then what is confused most."""
     print(table(figure_rows(figures)))
     print()
-    print(table([("class", "images", "precision", "recall", "F1"), *class_rows(figures)]))
+    print(table([class_head(figures), *class_rows(figures)]))
     if confused := confusion_rows(figures):
         print()
         print(table([("most confused", "taken for", "images"), *confused]))

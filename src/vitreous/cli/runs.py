@@ -49,8 +49,8 @@ def _cells(run: RunState, now: float) -> tuple[str, ...]:
     step = "" if run.step is None else f"{run.step:,}"
     steps = "" if run.steps is None else f"/{run.steps:,}"
     figure = "" if run.loss is None else f"loss {run.loss:.3f}"
-    if run.top1 is not None:
-        figure = f"top-1 {run.top1:.1%}"
+    for name, value in (("top-1", run.top1), ("mAP", run.map)):
+        figure = figure if value is None else f"{name} {value:.1%}"
     todo = "; ".join(filter(None, (run.reason, run.next)))
     return str(run.path), run.state, f"{step or 0}{steps}" if step or steps else "", figure, ago(now - run.moved), todo
 

@@ -80,24 +80,24 @@ def sweep(
 
 
 def _said(swept: Any) -> str:
-    head = (*swept.settings[0].values, "seeds", f"{swept.split} top-1", "95 % interval", "runs")
+    head = (*swept.settings[0].values, "seeds", f"{swept.split} {swept.figure}", "95 % interval", "runs")
     rows = [head, *(_row(setting) for setting in swept.settings)]
     parts = [table(rows), *swept.notes]
     if swept.final is not None:
-        name, top1 = " ".join(swept.final.values.values()), swept.final.top1
-        parts.append(f"on all training images, with {name}: {_figure(top1)}  {_interval(top1)}")
+        name, score = " ".join(swept.final.values.values()), swept.final.score
+        parts.append(f"on all training images, with {name}: {_figure(score)}  {_interval(score)}")
     return "\n".join(parts)
 
 
 def _row(setting: Any) -> tuple[str, ...]:
     paths = [outcome.path for outcome in setting.outcomes]
     shown = paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-    return *setting.values.values(), str(len(paths)), _figure(setting.top1), _interval(setting.top1), shown
+    return *setting.values.values(), str(len(paths)), _figure(setting.score), _interval(setting.score), shown
 
 
-def _figure(top1: Any) -> str:
-    return "diverged" if top1 is None else f"{top1.value:.2%}"
+def _figure(score: Any) -> str:
+    return "diverged" if score is None else f"{score.value:.2%}"
 
 
-def _interval(top1: Any) -> str:
-    return "" if top1 is None else f"{top1.low:.2%} to {top1.high:.2%}"
+def _interval(score: Any) -> str:
+    return "" if score is None else f"{score.low:.2%} to {score.high:.2%}"

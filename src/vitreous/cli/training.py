@@ -145,7 +145,7 @@ def train(
     try:
         with ExitStack() as held:
             world.on_main(lambda: _claim(folder, run, held, console, wait_s=2 * timeout_s if world.restarted else 0.0))
-            prepared = world.on_main(lambda: look(run.data, folder, console))
+            prepared = world.on_main(lambda: look(run.data, folder, console, objective=run.objective))
             finished = carry_out(run, folder, prepared=prepared, world=world, console=console, time_limit_s=limit)
     except Exception as error:
         if distributed.lost(error):

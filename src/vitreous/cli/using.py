@@ -2,10 +2,22 @@
 
 import json as jsonlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitreous.cli.app import ClassNames, Device, TrainedModel, Whole, app, class_names
 from vitreous.errors import InputError
 from vitreous.tables import table
+
+if TYPE_CHECKING:
+    from vitreous.predict import Prediction
+
+
+def _named(said: "Prediction") -> list[str]:
+    """The most probable classes; where an image may show several, those that it shows, or which came nearest."""
+    best = [f"{name} {score:.1%}" for name, score in said.top]
+    if said.labels is None:
+        return best
+    return best[: len(said.labels)] or [f"none (nearest: {best[0]})"]
 
 
 @app.command
@@ -29,7 +41,7 @@ def predict(
     more
         More of them.
     top
-        Classes to name for each image.
+        Classes to name for each image; of a model for several classes an image, at most so many of those above 50 %.
     out
         Write a table into this file: .csv, .jsonl or .parquet.
     json
@@ -53,9 +65,10 @@ def predict(
         print(f"{len(predictions):,} predictions in {out}")
     elif json:
         for said in predictions:
-            print(jsonlib.dumps({"file": said.file, "top": said.top}, ensure_ascii=False))
+            several = {} if said.labels is None else {"multi_label": True, "labels": said.labels}
+            print(jsonlib.dumps({"file": said.file, **several, "top": said.top}, ensure_ascii=False))
     elif predictions:
-        print(table([(str(said.file), *(f"{name} {score:.1%}" for name, score in said.top)) for said in predictions]))
+        print(table([(str(said.file), *_named(said)) for said in predictions]))
     if unreadable:
         for reason in unreadable if len(unreadable) > 3 else ():
             console.say(f"left out: {reason}")

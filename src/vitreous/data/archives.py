@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vitreous.data.listing import IMAGE_SUFFIXES, Listing, class_name, is_junk, number, split_name
+from vitreous.data.label_sets import Label
+from vitreous.data.listing import IMAGE_SUFFIXES, Listing, class_name, is_junk, numbered, split_name
 from vitreous.data.source import Archive, TarSource
 from vitreous.errors import InputError, some
 
@@ -17,7 +18,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
 MAX_HEADER_BYTES = 1_000_000
 """Of one header or label: none has more unless it is damaged or made to do harm."""
-LABEL_FIELDS = ("label", "class", "cls", "target")
+LABEL_FIELDS = ("label", "class", "cls", "target", "labels", "classes", "tags")
 
 
 def list_archive(path: Path) -> Listing:
@@ -27,17 +28,17 @@ def list_archive(path: Path) -> Listing:
     members are skipped with a note.
 
     Raises:
-        InputError: if the tar is broken or holds no labelled images.
+        InputError: if the tar is broken or holds no images.
     """
     archive = Archive(path)
     found = labelled_members(archive)
     if not found.labels:
         raise InputError(
-            f"{path} holds no class folders; its members need paths such as train/cat/1.jpg, "
+            f"{path} holds no images; its members need paths such as train/cat/1.jpg, "
             "or a label beside each image (1.jpg, 1.cls)"
         )
     names = list(found.labels)
-    classes, numbers = number(list(found.labels.values()))
+    classes, numbers, sets = numbered(list(found.labels.values()))
     source = TarSource(
         archive,
         names,
@@ -46,6 +47,7 @@ def list_archive(path: Path) -> Listing:
         classes=classes,
         labels=numbers,
     )
+    source.sets = sets
     return Listing(str(path), source, found.splits, found.notes)
 
 
@@ -55,8 +57,8 @@ class Members:
 
     members: dict[str, tuple[int, int]]
     """Offset and size of every regular member's content, by its name."""
-    labels: dict[str, str]
-    """The class of every image, by its name; empty where nothing tells classes."""
+    labels: dict[str, Label]
+    """The class of every image, or its classes, by its name; None where nothing tells them."""
     notes: list[str]
 
     @property
@@ -66,13 +68,17 @@ class Members:
 
 
 def labelled_members(archive: Archive) -> Members:
-    """The images of a tar with their classes: by the label beside each, else by folders.
+    """The images of a tar with their classes: by the label beside each, else by folders, else without.
 
     Raises:
         InputError: if the tar is broken, or some of its images have a label beside them and others not.
     """
     members, notes = tar_members(archive)
-    return Members(members, _side_labels(archive, members, notes) or _folder_labels(members, notes), notes)
+    labels = _side_labels(archive, members, notes) or _folder_labels(members, notes)
+    if not labels and (images := [name for name in members if name.lower().endswith(IMAGE_SUFFIXES)]):
+        notes.append(f"{archive.path.name} has no class folders, and no label beside an image: images have no labels")
+        labels = dict.fromkeys(images)
+    return Members(members, labels, notes)
 
 
 class _Headers:
@@ -134,35 +140,35 @@ def tar_members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]
     return members, notes
 
 
-def _folder_labels(members: dict[str, tuple[int, int]], notes: list[str]) -> dict[str, str]:
-    labels = {name: class_name(name.split("/")[-2]) for name in members if "/" in name}
+def _folder_labels(members: dict[str, tuple[int, int]], notes: list[str]) -> dict[str, Label]:
+    labels: dict[str, Label] = {name: class_name(name.split("/")[-2]) for name in members if "/" in name}
     strays = [name for name in members if "/" not in name and name.lower().endswith(IMAGE_SUFFIXES)]
     if labels and strays:
         notes.append(f"{len(strays)} images outside of class folders are not used: {strays[0]}")
     return labels
 
 
-def _side_labels(archive: Archive, members: dict[str, tuple[int, int]], notes: list[str]) -> dict[str, str]:
+def _side_labels(archive: Archive, members: dict[str, tuple[int, int]], notes: list[str]) -> dict[str, Label]:
     """The label beside each image, where the tar is a WebDataset shard; else nothing."""
     images = [name for name in members if name.lower().endswith(IMAGE_SUFFIXES)]
     beside = {_key(name) + _suffix(name): name for name in members if _suffix(name) in LABEL_SUFFIXES}
     in_folders = any("/" in name for name in images)
     if not any(name.endswith(".cls") for name in beside) and (in_folders or not beside):
         return {}
-    labels = {}
+    labels: dict[str, Label] = {}
     for name in images:
         found = [beside[_key(name) + suffix] for suffix in LABEL_SUFFIXES if _key(name) + suffix in beside]
         if absurd := [label for label in found if members[label][1] > MAX_HEADER_BYTES]:
             raise InputError(
                 f"{archive.path}: the label {absurd[0]} has {members[absurd[0]][1]:,} bytes; give its class"
             )
-        texts = (_label(archive.read(*members[label]), _suffix(label)) for label in found)
-        label = next((text for text in texts if text), None)
+        told = (_label(archive.read(*members[label]), _suffix(label)) for label in found)
+        label = next((one for one in told if one or isinstance(one, tuple)), None)
         if label is None:
             raise InputError(
                 f"{archive.path}: {name} has no label beside it; add {_key(name)}.cls (or .json with a field label)"
             )
-        labels[name] = class_name(label)
+        labels[name] = tuple(map(class_name, label)) if isinstance(label, tuple) else class_name(label)
     keys = set(map(_key, images))
     if len(keys) < len(images):
         notes.append(f"{len(images) - len(keys)} images of {archive.path.name} share their label with another")
@@ -171,7 +177,7 @@ def _side_labels(archive: Archive, members: dict[str, tuple[int, int]], notes: l
     return labels
 
 
-def _label(data: bytes, suffix: str) -> str | None:
+def _label(data: bytes, suffix: str) -> Label:
     text = data.decode("utf-8", "surrogateescape").strip()
     if suffix != ".json":
         return text
@@ -180,6 +186,8 @@ def _label(data: bytes, suffix: str) -> str | None:
     except (ValueError, RecursionError):
         return None
     found = [fields[name] for name in LABEL_FIELDS if name in fields] if isinstance(fields, dict) else [fields]
+    if found and isinstance(found[0], list) and all(isinstance(one, str | int) for one in found[0]):
+        return tuple(map(str, found[0]))
     return str(found[0]) if found and isinstance(found[0], str | int) else None
 
 

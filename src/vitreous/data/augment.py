@@ -145,7 +145,9 @@ OPERATIONS: tuple[Callable[[Image.Image, float, np.random.Generator], Image.Imag
     lambda image, strength, rng: _moved(image, 1, 0, _either_way(100 * strength, rng), 0, 1, 0),
     lambda image, strength, rng: _moved(image, 1, 0, 0, 0, 1, _either_way(100 * strength, rng)),
     lambda image, strength, rng: _painted_over(image, int(40 * strength), rng),
-    lambda image, strength, rng: image.point(lambda v: min(v + int(110 * strength), 255) if v < 128 else v),
+    lambda image, strength, rng: image.point(
+        [min(v + int(110 * strength), 255) if v < 128 else v for v in range(256)] * 3
+    ),
 )
 """big_vision's, at a strength that is 1 at level 10."""
 

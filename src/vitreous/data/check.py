@@ -66,9 +66,8 @@ class Check:
         return [finding for finding in self.findings if finding.severe and finding.groups]
 
     def label(self, place: Place) -> str:
-        """The class of an image."""
-        source = self.sources[place[0]]
-        return source.classes[source.labels[place[1]]]
+        """The class of an image, or its classes; empty without a label."""
+        return self.sources[place[0]].label(place[1])
 
     def summary(self) -> dict[str, Any]:
         """All of it as plain JSON."""
@@ -95,7 +94,7 @@ class Check:
 
     def _split(self, split: str) -> dict[str, Any]:
         source, seen = self.sources[split], self.surveys[split]
-        counts = np.bincount(source.labels, minlength=len(source.classes))
+        counts = source.class_counts()
         sizes = {}
         for side in ("width", "height"):
             values = getattr(seen, f"{side}s")[seen.usable]
@@ -104,7 +103,7 @@ class Check:
         return {
             "num_images": len(source),
             "classes": dict(zip(source.classes, counts.tolist())),
-            "imbalance": float(counts.max() / counts.min()) if counts.min() else None,
+            "imbalance": float(counts.max() / counts.min()) if len(counts) and counts.min() else None,
             "sizes": sizes,
             "formats": dict(seen.formats.most_common()),
             "modes": dict(seen.modes.most_common()),
@@ -119,7 +118,7 @@ def check(path: str, *, val: str | None = None, progress: Callable[[int, int], N
     `progress` gets the number of images done and of all.
 
     Raises:
-        InputError: if there are no labelled images.
+        InputError: if there are no images.
     """
     start = time.monotonic()
     opened = open_data(path, val=val)

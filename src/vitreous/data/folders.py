@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from vitreous.data.listing import IMAGE_SUFFIXES, Listing, class_name, is_junk, natural, number, split_name
 from vitreous.data.source import FileSource
 from vitreous.errors import InputError, some
@@ -16,10 +18,11 @@ def list_folder(root: Path) -> Listing:
 
     Classes are in natural order. Folders called train, val, test (or a synonym, in any case) that
     hold folders are splits. Hidden files and system files are skipped; whether a file is an image is
-    for its content to say, later.
+    for its content to say, later. Without class folders, images in `root` or in its splits are unlabelled: there a
+    suffix tells them.
 
     Raises:
-        InputError: if there are no class folders with files in them.
+        InputError: if there are no images.
     """
     folders, files = children(root)
     splits = _split_folders(root, folders)
@@ -32,7 +35,7 @@ def list_folder(root: Path) -> Listing:
         if strangers := [name for name in others if not split_name(name)]:
             notes.append(f"folders beside the splits are not used: {some(strangers)}")
     elif not folders or all(split_name(name) for name in folders):
-        raise InputError(_no_classes(root, folders, files))
+        return _unlabelled(root, folders, files)
     else:
         for split, folder in splits.items():
             inner = children(root / folder)[0]
@@ -63,6 +66,26 @@ def list_folder(root: Path) -> Listing:
     classes, numbers = number(labels)
     names = [name.replace(os.sep, "/") for name in names]
     return Listing(str(root), FileSource(root, names, classes=classes, labels=numbers), of_split, notes)
+
+
+def _unlabelled(root: Path, folders: list[str], files: list[str]) -> Listing:
+    """The images in `root`, or where it has none, in its `folders`, which are splits."""
+    names, splits = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)], []
+    others = len(files) - len(names)
+    if not names:
+        for folder in folders:
+            inside = children(root / folder)[1]
+            images = [f"{folder}/{name}" for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
+            names += images
+            splits += [split_name(folder)] * len(images)
+            others += len(inside) - len(images)
+    if not names:
+        raise InputError(_no_classes(root, files))
+    notes = ["there are no class folders: the images have no labels"]
+    if others:
+        notes.append(f"{others} files without a suffix of images are not used")
+    source = FileSource(root, names, classes=(), labels=np.full(len(names), -1))
+    return Listing(str(root), source, splits or [""] * len(names), notes)
 
 
 def children(folder: Path) -> tuple[list[str], list[str]]:
@@ -120,16 +143,8 @@ def walk_files(base: str, folder: str, notes: list[str]) -> Iterator[str]:
         waiting += [os.path.join(folder, name) for name in reversed(folders)]
 
 
-def _no_classes(root: Path, folders: list[str], files: list[str]) -> str:
+def _no_classes(root: Path, files: list[str]) -> str:
     """Why `root` is no data set, and what to do about it."""
-    for folder in [*sorted(folders, key=lambda name: split_name(name) != "train"), ""]:
-        inside = children(root / folder)[1]
-        if images := [name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]:
-            return (
-                f"{root / folder} holds {len(images)} images but no class folders; "
-                "put each class into a folder of its own (cat/1.jpg, dog/2.jpg), "
-                "or give a CSV with the columns image and label"
-            )
     for name in files:
         if name.lower().endswith((".tar", ".tar.gz", ".tgz", ".csv", ".tsv", ".jsonl")):
             return f"{root} holds no class folders; give the file in it itself, such as {root / name}"

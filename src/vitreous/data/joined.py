@@ -19,9 +19,9 @@ class JoinedSource(Source):
 
     def __init__(self, *parts: Source, prefixes: Sequence[str] = ()):
         first = parts[0]
-        assert all(part.classes == first.classes for part in parts)
+        assert all(part.classes == first.classes and part.sets is first.sets for part in parts)
         super().__init__(first.classes, np.concatenate([part.labels for part in parts]))
-        self.parts = parts
+        self.sets, self.parts = first.sets, parts
         self.prefixes = tuple(prefixes) or ("",) * len(parts)
         self.starts = np.cumsum([0, *map(len, parts)])
 
@@ -75,11 +75,12 @@ def joined(first: Splits, more: Sequence[tuple[str, Splits]]) -> Splits:
 
     Names of further images begin with the number of their data, from 2 on. What is measured stays that of `first`.
     """
-    trained = [first.train, *(splits.train for _, splits in more)]
-    classes = tuple(dict.fromkeys(name for source in trained for name in source.classes))
-    named = {split: source.with_classes(classes) for split, source in first.named().items()}
-    numbers = range(2, len(trained) + 1)
-    parts = [named["train"], *(source.with_classes(classes) for source in trained[1:])]
+    others = [splits.train for _, splits in more]
+    classes = tuple(dict.fromkeys(name for source in (first.train, *others) for name in source.classes))
+    sources = _counted_alike([source.with_classes(classes) for source in (*first.named().values(), *others)])
+    named = dict(zip(first.named(), sources))
+    numbers = range(2, len(more) + 2)
+    parts = [named["train"], *sources[len(named) :]]
     named["train"] = JoinedSource(*parts, prefixes=["", *(f"{number}:" for number in numbers)])
     notes = list(first.notes)
     for number, (text, splits) in zip(numbers, more):
@@ -89,3 +90,16 @@ def joined(first: Splits, more: Sequence[tuple[str, Splits]]) -> Splits:
             notes.append(f"the {' and '.join(unused)} images of {text} are not used")
         notes += [f"{text}: {note}" for note in splits.notes]
     return Splits(**named, notes=notes)
+
+
+def _counted_alike(sources: list[Source]) -> list[Source]:
+    """The same sources; if one has images of several classes, the labels of all are positions in the same sets."""
+    if not any(source.multi_label for source in sources):
+        return sources
+    found, sets = [], None
+    for source in sources:
+        found.append(source.as_multi_label(sets))
+        sets = found[-1].sets
+    for source in found:
+        source.sets = sets
+    return found

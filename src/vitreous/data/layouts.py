@@ -11,7 +11,7 @@ import numpy as np
 from vitreous.data import imagenet, named
 from vitreous.data.archives import TAR_SUFFIXES, list_archive
 from vitreous.data.folders import list_folder
-from vitreous.data.listing import Listing, Splits
+from vitreous.data.listing import NO_LABELS, Listing, Splits
 from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from vitreous.data.parquet import PARQUET_SUFFIX, list_parquet, parquet_files
 from vitreous.data.shard_listing import braces, list_indexed, list_shard_folder, list_shards
@@ -46,11 +46,11 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
         else:
             listing = _listing(val)
             held_out, notes = listing.as_held_out(splits.train.classes), listing.notes
+        splits.train, held_out = _alike(splits.train, held_out, val)
         splits.val, splits.test = held_out, None
         splits.notes += [f"{val}: {note}" for note in notes]
     for split, source in splits.named().items():
-        present = set(source.labels.tolist())
-        absent = [name for i, name in enumerate(source.classes) if i not in present]
+        absent = [name for name, count in zip(source.classes, source.class_counts()) if not count]
         if absent:
             splits.notes.append(f"{split} has no images of {some(absent)}")
     return splits
@@ -63,7 +63,7 @@ def open_held_out(path_or_name: str) -> tuple[str, Source, list[str]]:
     enough. Classes are those of the images, in natural order.
 
     Raises:
-        InputError: if nothing usable is there; says what was found and what is needed.
+        InputError: if nothing usable is there or it has no labels; says what was found and what is needed.
     """
     if (splits := _named(path_or_name)) is not None:
         name, source = list(splits.named().items())[-1]
@@ -71,9 +71,23 @@ def open_held_out(path_or_name: str) -> tuple[str, Source, list[str]]:
     listing = _listing(path_or_name)
     for split in ("test", "val", "", "train"):
         if (source := listing.part(split)) is not None:
-            present = [source.classes[label] for label in np.unique(source.labels)]
+            present = [source.classes[label] for label in np.flatnonzero(source.class_counts())]
+            if not present:
+                raise InputError(f"{path_or_name} has no labels to measure by ({NO_LABELS})")
             return split or "all", source.with_classes(present), listing.notes
     raise InputError(f"{path_or_name} holds no labelled images; give class folders with images in them")
+
+
+def _alike(train: Source, held_out: Source, val: str) -> tuple[Source, Source]:
+    """Both with labels of one kind; positions of sets count in the same for both."""
+    if train.classes and (held_out.labels < 0).any():
+        raise InputError(f"{val} has no labels to measure by ({NO_LABELS})")
+    if not train.multi_label and held_out.multi_label:
+        raise InputError(f"the images of {val} show several classes, the training images one each; give one kind")
+    if not train.multi_label:
+        return train, held_out
+    held_out = held_out.as_multi_label(train.sets)
+    return train.as_multi_label(held_out.sets), held_out
 
 
 def absolute(path_or_name: str, folder: Path) -> str:

@@ -2,10 +2,12 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitreous.data.label_sets import Label, LabelSets
 from vitreous.data.source import Source
 from vitreous.errors import InputError
 
@@ -36,6 +38,10 @@ IMAGE_SUFFIXES = (
 ESCAPED = re.compile("[\udc80-\udcff]")
 """How Python keeps bytes of a name that are no UTF-8."""
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
+NO_LABELS = (
+    "put each class into a folder of its own (cat/1.jpg, dog/2.jpg), or give a list with the columns image and label"
+)
+"""What to do where labels are needed."""
 
 
 @dataclass
@@ -71,10 +77,10 @@ class Listing:
         return self.source.select(rows) if len(rows) else None
 
     def as_splits(self) -> Splits:
-        """Training classes, in natural order, number the labels of every split.
+        """Training classes, in natural order, number the labels of every split; there are none of unlabelled images.
 
         Raises:
-            InputError: if there is nothing to train on, one class only, or a held-out class is new.
+            InputError: if there is nothing to train on, or a held-out class is new.
         """
         named = set(self.splits) - {""}
         if named and "train" not in named:
@@ -83,13 +89,8 @@ class Listing:
             )
         train = self.part("train") or self.part("")
         if train is None:
-            raise InputError(f"{self.path} holds no labelled images; give class folders with images in them")
-        classes = [train.classes[label] for label in np.unique(train.labels)]
-        if len(classes) == 1:
-            raise InputError(
-                f"{self.path} has one class only ({classes[0]}); a classifier needs two or more: "
-                "give the folder above, or add a folder for each class"
-            )
+            raise InputError(f"{self.path} holds no images; give class folders with images in them")
+        classes = [train.classes[label] for label in np.flatnonzero(train.class_counts())]
         notes = list(self.notes)
         if named and (stray := self.splits.count("")):
             notes.append(f"{stray} images belong to no split and are not used")
@@ -112,6 +113,21 @@ class Listing:
             if (source := self.part(split)) is not None:
                 return source.with_classes(classes)
         raise InputError(f"{self.path} holds no labelled images; give class folders with images in them")
+
+
+def numbered(labels: Sequence[Label]) -> tuple[list[str], np.ndarray, LabelSets | None]:
+    """Classes in natural order, the label of each image, and the sets that these count in if one may show several."""
+    if not any(isinstance(label, tuple) for label in labels):
+        classes, numbers = number([label for label in labels if isinstance(label, str)])
+        found = np.full(len(labels), -1, dtype=np.int64)
+        found[[label is not None for label in labels]] = numbers
+        return classes, found, None
+    groups = [(label,) if isinstance(label, str) else label for label in labels]
+    classes, _ = number([name for group in groups for name in group or ()])
+    position = {name: i for i, name in enumerate(classes)}
+    sets, places = LabelSets.of([position[name] for name in group or ()] for group in groups)
+    places[[group is None for group in groups]] = -1
+    return classes, places, sets
 
 
 def number(labels: list[str]) -> tuple[list[str], np.ndarray]:

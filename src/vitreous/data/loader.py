@@ -213,10 +213,11 @@ def _batches(
     for loaded in _patient(loader):
         if isinstance(loaded, InputError):
             raise loaded
-        labels, index = (torch.from_numpy(numbers).to(device, non_blocking=True) for numbers in loaded[1:])
-        labelled = bool((loaded[1] >= 0).all())  # on the CPU: nothing waits for the device
+        targets = images.source.targets(loaded[1])  # on the CPU: nothing waits for the device
+        labels = None if targets is None else torch.from_numpy(targets).to(device, non_blocking=True)
+        index = torch.from_numpy(loaded[2]).to(device, non_blocking=True)
         pixels = loaded[0].to(device, non_blocking=True)
-        yield Batch(view.normalise(pixels)[None], labels if labelled else None, index)
+        yield Batch(view.normalise(pixels)[None], labels, index)
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -32,7 +32,11 @@ class Mixing(Config):
         return bool(self.ratio and (self.mixup or self.cutmix))
 
     def __call__(
-        self, images: Float[Tensor, "batch channel height width"], labels: Int[Tensor, " batch"], *, num_classes: int
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"] | Float[Tensor, "batch num_classes"],
+        *,
+        num_classes: int,
     ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch num_classes"]]:
         """Images, each mixed with its neighbour in the batch, and the share of each class in them.
 
@@ -42,7 +46,7 @@ class Mixing(Config):
 
         mixed, cut = torch.rand(2).tolist()
         if not self.used or mixed >= self.ratio:
-            return images, F.one_hot(labels, num_classes).to(images.dtype)
+            return images, (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).to(images.dtype)
         if self.cutmix and (not self.mixup or cut < self.cutmix_ratio):
             return CutMix(alpha=self.cutmix, num_classes=num_classes)(images, labels)
         return MixUp(alpha=self.mixup, num_classes=num_classes)(images, labels)

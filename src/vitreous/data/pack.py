@@ -58,9 +58,9 @@ class Packed:
 def pack(data: str, folder: Path, *, settings: Settings, workers: int | None = None, console: Console) -> Packed:
     """Write all splits of `data` as shards into `folder`, with their index; go on where that was cut short.
 
-    `train-000000.tar` holds `000000000.jpg` beside `000000000.cls`, the number of its class in `classes.txt`. What
-    gives no image is left out and listed in `bad_images.txt`. Data that cannot tell whether they changed are taken as
-    unchanged.
+    `train-000000.tar` holds `000000000.jpg` beside `000000000.cls`, the number of its class in `classes.txt`, or, where
+    images may show several, `000000000.json` with their names; of unlabelled images nothing. What gives no image is
+    left out and listed in `bad_images.txt`. Data that cannot tell whether they changed are taken as unchanged.
 
     Args:
         workers: threads that read, check and resize; by default one for each core.
@@ -173,6 +173,8 @@ def _plan(sources: dict[str, Source], settings: Settings) -> str:
     digest = blake2b(repr((settings.shard_bytes, resizing)).encode(), digest_size=16)
     for split, source in sources.items():
         digest.update(repr((split, source.classes, source.stamp())).encode("utf-8", "surrogateescape"))
+        if source.sets is not None:
+            digest.update(repr(list(source.sets)).encode())
         for i, label in enumerate(source.labels.tolist()):
             digest.update(f"{source.name(i)}\0{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -1,5 +1,6 @@
-"""One shard of packed data: images looked at ahead by threads, written as a tar of `KEY.jpg` beside `KEY.cls`."""
+"""One shard of packed data: images looked at ahead by threads, written as a tar of `KEY.jpg` beside its label."""
 
+import json
 import os
 import tarfile
 import zlib
@@ -138,7 +139,10 @@ def write_shard(
             else:
                 key = f"{first_key + len(rows):09}"
                 members = member(f"{key}.{found.suffix}", found.data)
-                if label >= 0:
+                if label >= 0 and source.sets is not None:
+                    several = {"label": [source.classes[number] for number in source.sets[label]]}
+                    members += member(f"{key}.json", json.dumps(several).encode())
+                elif label >= 0:
                     members += member(f"{key}.cls", str(label).encode())
                 if rows and length + len(members) + len(END) > samples.settings.shard_bytes:
                     break
@@ -153,7 +157,7 @@ def write_shard(
     stop = samples.head.position if samples.head else len(source)
     shard = Shard(path.name, len(rows), length, checksum, start, stop, first_key, tuple(bad))
     columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    return Index(plan, source.classes, (shard,), *columns, names=Names(names))
+    return Index(plan, source.classes, (shard,), *columns, names=Names(names), sets=source.sets)
 
 
 def member(name: str, data: bytes) -> bytes:

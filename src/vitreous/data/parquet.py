@@ -10,6 +10,7 @@ import numpy as np
 
 from vitreous.data.decode import BadImage, read_file
 from vitreous.data.folders import children
+from vitreous.data.label_sets import LabelSets
 from vitreous.data.listing import IMAGE_SUFFIXES, Listing, number, split_name
 from vitreous.data.parquet_columns import Columns, columns_of, labels_of
 from vitreous.data.parquet_rows import MAX_GROUP_BYTES, Reader, opened, reading
@@ -80,7 +81,7 @@ class ParquetSource(Source):
 def list_parquet(path: Path) -> Listing:
     """The rows of the parquet file at `path`, or of all in that folder; the first word of a file's name is its split.
 
-    Where that is none, a folder above it may be. Rows without a label are left out with a note.
+    Where that is none, a folder above it may be. Rows without a label are left out with a note, unless all are.
 
     Raises:
         InputError: if a file is damaged or has no column of images or of labels; says which columns there are.
@@ -89,9 +90,9 @@ def list_parquet(path: Path) -> Listing:
     root = path.parent if single else path
     files = [path.name] if single else parquet_files(path)
     parts, notes = [_Footer(root, file) for file in files], _missing_parts(files)
-    if not sum(len(file.labels) for file in parts):
+    if not sum(len(file.found.labels) for file in parts):
         raise InputError(f"{path} has no rows; it needs one for each image")
-    labels, classes = _numbered(parts)
+    labels, classes, sets = _numbered(parts)
     source = ParquetSource(
         root,
         files,
@@ -101,14 +102,15 @@ def list_parquet(path: Path) -> Listing:
         labels=labels,
         stamped=all(file.whole for file in parts),
     )
-    splits = [split for file in parts for split in [_split(file.name) if not single else ""] * len(file.labels)]
+    source.sets = sets
+    splits = [split for file in parts for split in [_split(file.name) if not single else ""] * len(file.found.labels)]
     notes += sorted({note for file in parts for note in file.columns.notes})
     if largest := max((file.largest for file in parts), default=0):
         notes.append(
             f"row groups hold up to {largest / 1e6:.0f} MB, all read for one image: in random order that is slow; "
             "pack them first: vitreous data pack"
         )
-    if len(unlabelled := np.flatnonzero(labels < 0)):
+    if 0 < len(unlabelled := np.flatnonzero(labels < 0)) < len(labels):
         where = Counter(splits[i] or "all" for i in unlabelled)
         counts = ", ".join(f"{count:,} of {split}" for split, count in where.items())
         notes.append(f"rows without a label are not used: {counts}")
@@ -171,21 +173,31 @@ class _Footer:
             data = [c.statistics for chunk in images for c in chunk if c.path_in_schema in held]
             self.whole = bool(held) and all(s is not None and s.null_count == 0 for s in data)
             self.groups = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
-            self.labels, self.vocabulary = labels_of(file, self.columns, path)
-        if len(self.labels) != metadata.num_rows or (len(groups) and self.groups[-1] != metadata.num_rows):
+            self.found = labels_of(file, self.columns, path)
+        if len(self.found.labels) != metadata.num_rows or (len(groups) and self.groups[-1] != metadata.num_rows):
             raise InputError(f"{path} is damaged: its row groups do not add up; fetch it again")
 
 
-def _numbered(parts: Sequence[_Footer]) -> tuple[np.ndarray, list[str]]:
-    """Labels that count in one list of classes: the one that all files name, else all labels in natural order."""
+def _numbered(parts: Sequence[_Footer]) -> tuple[np.ndarray, list[str], LabelSets | None]:
+    """Labels that count in one list of classes: the one that all files name, else all labels in natural order.
+
+    Beside the classes the sets, if a file holds lists of labels: then labels are positions of sets.
+    """
     first = parts[0].columns.classes
     if first is not None and all(file.columns.classes == first for file in parts):
         classes = list(first)
     else:
-        classes = number([text for file in parts for text in file.vocabulary])[0]
+        classes = number([text for file in parts for text in file.found.vocabulary])[0]
     position = {name: i for i, name in enumerate(classes)}
-    tables = [np.array([*(position[text] for text in file.vocabulary), -1]) for file in parts]
-    return np.concatenate([table[file.labels] for table, file in zip(tables, parts)]), classes
+    tables = [np.array([*(position[text] for text in file.found.vocabulary), -1]) for file in parts]
+    if all(file.found.sets is None for file in parts):
+        labels = np.concatenate([table[file.found.labels] for table, file in zip(tables, parts)])
+        return labels, classes, None
+    own = [file.found.sets or LabelSets.of((i,) for i in range(len(file.found.vocabulary)))[0] for file in parts]
+    sets, places = LabelSets.of(one for table, of in zip(tables, own) for one in of.renumbered(table))
+    starts = np.cumsum([0, *map(len, own)])
+    labels = [np.where(file.found.labels < 0, -1, file.found.labels + start) for file, start in zip(parts, starts)]
+    return np.append(places, -1)[np.concatenate(labels)], classes, sets
 
 
 def _split(file: str) -> str:

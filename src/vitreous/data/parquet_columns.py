@@ -9,11 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.data.label_sets import LabelSets
 from vitreous.data.listing import class_name
 from vitreous.errors import InputError, some
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixels", "image_bytes", "bytes")
-LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "cls", "class_name", "y")
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "fine_label",
+    "cls",
+    "class_name",
+    "y",
+    "classes",
+    "tags",
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,8 @@ class Columns:
     image: str
     leaves: tuple[str, ...]
     """What is read of the image: `image`, or `image.bytes` and `image.path` of one in parts."""
-    label: str
+    label: str | None
+    """None where the images have no labels."""
     classes: tuple[str, ...] | None
     """What the file calls the labels 0, 1, ...; None where a label is its own name."""
     notes: tuple[str, ...]
@@ -38,27 +52,44 @@ def columns_of(schema: Any, path: Path) -> Columns:
     features = _features(schema)
     leaves = {field.name: found for field in schema if (found := _image_leaves(field))}
     image, _ = _choose(list(leaves), IMAGE_NAMES, _of_kind(features, "Image"), "images", "image", path, schema)
-    if lists := [f.name for f in schema if f.name.lower() in LABEL_NAMES and _is_list(f.type)]:
-        raise InputError(
-            f"{path}: {lists[0]} holds several labels for each image ({schema.field(lists[0]).type}), "
-            "which is not supported yet; give one label a row"
-        )
-    labels = [field.name for field in schema if _is_label(field.type) and field.name not in leaves]
     named = _of_kind(features, "ClassLabel")
+    labels = [
+        field.name
+        for field in schema
+        if field.name not in leaves
+        and (_is_label(field.type) or (_is_label_list(field.type) and field.name.lower() in (*LABEL_NAMES, *named)))
+    ]
+    if not labels:
+        return Columns(image, leaves[image], None, None, ("no column holds labels",))
     label, others = _choose(labels, LABEL_NAMES, named, "labels", "label", path, schema)
     names = features.get(label, {}).get("names") if label in named else None
     notes = (f"labels are those of {label}, not of {some(others)}",) if others else ()
     return Columns(image, leaves[image], label, _classes(names), notes)
 
 
-def labels_of(file: Any, columns: Columns, path: Path) -> tuple[np.ndarray, list[str]]:
-    """For each row of a pyarrow ParquetFile, the position of its label in the list that comes second, or -1.
+@dataclass(frozen=True)
+class RowLabels:
+    """What the rows of a file are labelled."""
+
+    labels: np.ndarray
+    """For each row the position of its label in `vocabulary`, or of its set in `sets`; -1 where there is none."""
+    vocabulary: list[str]
+    sets: LabelSets | None = None
+    """Of lists of labels."""
+
+
+def labels_of(file: Any, columns: Columns, path: Path) -> RowLabels:
+    """The label, or the list of labels, of each row of a pyarrow ParquetFile.
 
     Raises:
         InputError: if a label has no name in the list of the file's own; names the row.
     """
     import pyarrow
 
+    if columns.label is None:
+        return RowLabels(np.full(file.metadata.num_rows, -1), [])
+    if _is_label_list(file.schema_arrow.field(columns.label).type):
+        return _lists_of(file, columns, path)
     codes, position, done = [], {name: i for i, name in enumerate(columns.classes or ())}, 0
     for batch in file.iter_batches(columns=[columns.label], use_threads=False):
         values = batch.column(0)
@@ -71,10 +102,7 @@ def labels_of(file: Any, columns: Columns, path: Path) -> tuple[np.ndarray, list
         found = np.array([*table, -1])[inner]
         if (found < -1).any():
             row = int(np.flatnonzero(found < -1)[0])
-            raise InputError(
-                f"{path} row {done + row}: label {values.dictionary[inner[row]]} is none of the "
-                f"{len(position)} classes that the file names; repair or remove the row"
-            )
+            raise _unknown(path, done + row, values.dictionary[inner[row]], position)
         codes.append(found)
         done += len(found)
     labels = np.concatenate(codes) if codes else np.zeros(0, np.int64)
@@ -83,7 +111,29 @@ def labels_of(file: Any, columns: Columns, path: Path) -> tuple[np.ndarray, list
         raise InputError(
             f"{path}: {columns.label} differs in every row, so it is no label; call the column of labels label"
         )
-    return labels, list(position)
+    return RowLabels(labels, list(position))
+
+
+def _lists_of(file: Any, columns: Columns, path: Path) -> RowLabels:
+    """The list of labels of each row; an empty list says that none applies, null that nothing is known."""
+    position = {name: i for i, name in enumerate(columns.classes or ())}
+    rows: list[list[int] | None] = []
+    for batch in file.iter_batches(columns=[columns.label], use_threads=False):
+        for values in batch.column(0).to_pylist():
+            found = None if values is None else [_position(value, columns, position) for value in values]
+            if found is not None and min(found, default=0) < 0:
+                raise _unknown(path, len(rows), values, position)
+            rows.append(found)
+    sets, labels = LabelSets.of(row or () for row in rows)
+    labels[[row is None for row in rows]] = -1
+    return RowLabels(labels, list(position), sets)
+
+
+def _unknown(path: Path, row: int, value: Any, position: Mapping[str, int]) -> InputError:
+    return InputError(
+        f"{path} row {row}: label {value} is none of the "
+        f"{len(position)} classes that the file names; repair or remove the row"
+    )
 
 
 def _position(value: Any, columns: Columns, position: dict[str, int]) -> int:
@@ -103,7 +153,17 @@ def _features(schema: Any) -> Mapping[str, Any]:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return {}
-    return {name: kind for name, kind in found.items() if isinstance(kind, dict)} if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    return {name: inner for name, kind in found.items() if isinstance(inner := _inner(kind), dict)}
+
+
+def _inner(feature: Any) -> Any:
+    """What a feature of lists holds lists of, as old and new versions of `datasets` write it; another as it is."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        return feature.get("feature")
+    return feature
 
 
 def _of_kind(features: Mapping[str, Any], kind: str) -> list[str]:
@@ -167,6 +227,10 @@ def _is_list(kind: Any) -> bool:
 
     types = pyarrow.types
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _is_label_list(kind: Any) -> bool:
+    return _is_list(kind) and _is_label(kind.value_type)
 
 
 def _is_label(kind: Any) -> bool:

@@ -20,7 +20,7 @@ from vitreous.data.layouts import absolute, open_data, short_name
 from vitreous.data.listing import Splits
 from vitreous.data.order import PERIOD
 from vitreous.data.source import Source
-from vitreous.data.split import stratified
+from vitreous.data.split import iterative, stratified
 from vitreous.data.survey import Survey, survey
 from vitreous.errors import InputError, some
 from vitreous.files import csv_text
@@ -155,18 +155,23 @@ class Prepared:
         rows: list[tuple[str, str, str, str]] = [COLUMNS]
         for split, source in _present(train=self.train, val=self.val, test=self.test, dev=self.dev).items():
             names = (source.name(i) for i in range(len(source)))
-            rows += [(split, name, self.classes[label], "") for name, label in zip(names, source.labels)]
+            rows += [(split, name, source.label(i), "") for i, name in enumerate(names)]
         rows += [(EXCLUDED, image.name, image.label, image.note) for image in self.excluded]
         rows += [(UNREADABLE, file.name, "", f"{file.split}: {file.reason}") for file in self.bad]
         return csv_text(rows)
 
 
-def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None = None) -> Prepared:
+def prepare(
+    config: DataConfig,
+    *,
+    check: Callable[[Splits], None] = lambda opened: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
     """Look at every image that `config` names, and say what to train and what to measure on.
 
     Splits that exist are kept. Data in one piece are split by class, the held-out part is called test.
-    Unreadable files are left out and counted; `duplicates` says which copies are. `progress` gets the
-    number of images done and of all.
+    Unreadable files are left out and counted; `duplicates` says which copies are. `check` may refuse the data before
+    images are looked at. `progress` gets the number of images done and of all.
 
     Raises:
         BadData: if more than `max_bad_ratio` of the files are unreadable, unless `allow_bad`.
@@ -174,6 +179,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     """
     start = time.monotonic()
     opened = config.open()
+    check(opened)
     seen = _seen(opened, config)  # first, so that what changes while it is looked at is looked at again
     sources, notes, classes = opened.named(), list(opened.notes), opened.train.classes
     surveys = _survey_all(sources, progress)
@@ -188,7 +194,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     duplicates = find_duplicates(digests, {split: source.labels for split, source in sources.items()})
     groups = _groups(duplicates, sources)
     excluded = [
-        Excluded(sources[split].name(i), classes[sources[split].labels[i]], note)
+        Excluded(sources[split].name(i), sources[split].label(i), note)
         for (split, i), note in duplicates.excluded.items()
     ]
     rows = {split: _kept(found, split, duplicates) for split, found in surveys.items()}
@@ -204,7 +210,7 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     if "val" in rows and "test" in rows:
         notes.append(f"the {len(rows['val']):,} val images are held out, too; what is measured is test")
     final = {split: sources[split].select(rows[split]) for split in rows}
-    _check_classes(final["train"].labels, classes)
+    _check_classes(final["train"])
     for split, source in final.items():
         if not len(source):
             raise InputError(f"no image of {split} is usable; repair them or remove that split")
@@ -212,8 +218,10 @@ def prepare(config: DataConfig, *, progress: Callable[[int, int], None] | None =
     summary = {
         "path": config.path,
         "num_images": sum(map(len, final.values())),
-        "splits": {split: _counts(source) for split, source in final.items()},
+        "images": {split: len(source) for split, source in final.items()},
+        "splits": {split: dict(zip(classes, source.class_counts().tolist())) for split, source in final.items()},
         "classes": list(classes),
+        "multi_label": final["train"].multi_label,
         **_looks(list(surveys.values())),
         "bad": {"count": len(bad), "first": [vars(file) for file in bad[:SHOWN]]},
         "duplicates": groups,
@@ -324,27 +332,24 @@ def _hold_out(
     source: Source, rows: np.ndarray, digests: np.ndarray, config: DataConfig, *, part: str
 ) -> dict[str, np.ndarray]:
     """`rows` of `source` in two parts, train and `part`."""
-    labels = source.labels[rows]
-    _check_classes(labels, source.classes)
+    labels, digests, classes, seed = source.labels[rows], digests[rows], source.classes, config.split_seed
+    _check_classes(source.select(rows))
     ratio = config.dev_ratio if part == "dev" else config.holdout_ratio
-    held_out = stratified(labels, digests=digests[rows], classes=source.classes, ratio=ratio, seed=config.split_seed)
+    if source.sets is None:
+        held_out = stratified(labels, digests=digests, classes=classes, ratio=ratio, seed=seed)
+    else:
+        held_out = iterative(labels, source.sets, digests=digests, num_classes=len(classes), ratio=ratio, seed=seed)
     return {"train": rows[~held_out], part: rows[held_out]}
 
 
-def _check_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
-    if empty := [name for name, count in zip(classes, counts) if not count]:
+def _check_classes(train: Source) -> None:
+    if empty := [name for name, count in zip(train.classes, train.class_counts()) if not count]:
         are = f"class {empty[0]} is" if len(empty) == 1 else f"classes {some(empty)} are"
         raise InputError(
             f"{are} left without a usable training image "
             "(unreadable, or a copy of a held-out or otherwise labelled image); "
             "add images or remove the class"
         )
-
-
-def _counts(source: Source) -> dict[str, int]:
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    return dict(zip(source.classes, counts.tolist()))
 
 
 def _looks(surveys: list[Survey]) -> dict[str, Any]:
@@ -372,7 +377,7 @@ def _groups(duplicates: Duplicates, sources: dict[str, Source]) -> dict[str, Any
 
 def _fingerprint(splits: dict[str, tuple[Source, np.ndarray]]) -> str:
     lines = sorted(
-        "\t".join((source.name(i), source.classes[source.labels[i]], digests[i].decode(), split))
+        "\t".join((source.name(i), source.label(i), digests[i].decode(), split))
         for split, (source, digests) in splits.items()
         for i in range(len(source))
     )
@@ -388,6 +393,8 @@ def _seen(opened: Splits, config: DataConfig) -> str | None:
         if (stamp := source.stamp()) is None:
             return None
         digest.update(repr((split, source.classes, stamp)).encode())
+        if source.sets is not None:
+            digest.update(repr(list(source.sets)).encode())
         for i, label in enumerate(source.labels):
             digest.update(f"{source.name(i)}\0{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -15,20 +15,26 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitreous.data.decode import BadImage, read_file
+from vitreous.data.label_sets import LabelSets
 from vitreous.data.source import Names
 from vitreous.errors import InputError
 
 INDEX = "vitreous-index.npz"
 FORMAT = 1
+FORMAT_OF_SETS = 2
+"""Of images that may show several classes; what reads the first alone refuses it."""
 SHARD = re.compile(r"(train|val|test)-[0-9]{6,9}\.tar")
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, ArithmeticError, RuntimeError)
 """What readers of zip, npy and JSON raise at bytes that are none, beside TypeError and ValueError."""
 OF_IMAGES = ("offsets", "sizes", "labels", "checksums")
 ARRAYS = {"offsets": "<i8", "sizes": "<u4", "labels": "<i4", "checksums": "<u4", "name_lengths": "<u4"}
+ARRAYS_OF_SETS = {"set_ends": "<i8", "set_members": "<i8"}
+"""Beside those, where an image may show several classes; then `labels` are positions of sets."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Index:
     labels: np.ndarray
     checksums: np.ndarray
     names: Names
+    sets: LabelSets | None = None
 
     @property
     def starts(self) -> list[int]:
@@ -79,24 +86,30 @@ class Index:
         rows = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in chosen])
         shards = tuple(self.shards[k] for k in chosen)
         arrays = {name: getattr(self, name)[rows] for name in OF_IMAGES}
-        return Index(self.plan, self.classes, shards, names=Names([self.names[row] for row in rows]), **arrays)
+        names = Names([self.names[row] for row in rows])
+        return Index(self.plan, self.classes, shards, names=names, sets=self.sets, **arrays)
 
     def encoded(self) -> bytes:
         """The bytes of its file: equal for equal indices."""
-        about = {"format": FORMAT, "plan": self.plan, "classes": self.classes}
+        number = FORMAT if self.sets is None else FORMAT_OF_SETS
+        about: dict[str, Any] = {"format": number, "plan": self.plan, "classes": self.classes}
         about["num_images"] = {
             split: sum(shard.num_images for shard in self.shards if shard.split == split)
             for split in dict.fromkeys(shard.split for shard in self.shards)
         }
         about["shards"] = [asdict(shard) for shard in self.shards]
         arrays = {name: getattr(self, name) for name in OF_IMAGES} | {"name_lengths": np.diff(self.names.ends)}
+        kinds = ARRAYS
+        if self.sets is not None:
+            arrays |= {"set_ends": self.sets.ends, "set_members": self.sets.members}
+            kinds = ARRAYS | ARRAYS_OF_SETS
         texts = {"about": json.dumps(about).encode(), "name_text": self.names.text}
         file = io.BytesIO()
         np.savez(
             file,
             allow_pickle=False,
             **{name: np.frombuffer(text, np.uint8) for name, text in texts.items()},
-            **{name: arrays[name].astype(kind, copy=False) for name, kind in ARRAYS.items()},
+            **{name: arrays[name].astype(kind, copy=False) for name, kind in kinds.items()},
         )
         return file.getvalue()
 
@@ -106,7 +119,8 @@ def joined(parts: Sequence[Index]) -> Index:
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OF_IMAGES}
     lengths = np.concatenate([np.diff(part.names.ends) for part in parts])
     names = Names.of(b"".join(part.names.text for part in parts), lengths)
-    return Index(parts[0].plan, parts[0].classes, sum((part.shards for part in parts), ()), names=names, **arrays)
+    first, shards = parts[0], sum((part.shards for part in parts), ())
+    return Index(first.plan, first.classes, shards, names=names, sets=first.sets, **arrays)
 
 
 def read_index(path: Path) -> Index:
@@ -118,15 +132,22 @@ def read_index(path: Path) -> Index:
     try:
         found = _members(read_file(path))
         about = json.loads(found["about"].tobytes())
-        if about["format"] != FORMAT:
-            raise InputError(f"{path} has format {about['format']}, this vitreous reads {FORMAT}; update vitreous")
+        if about["format"] not in (FORMAT, FORMAT_OF_SETS):
+            raise InputError(
+                f"{path} has format {about['format']}, this vitreous reads up to {FORMAT_OF_SETS}; update vitreous"
+            )
         shards = tuple(
             Shard(**{**fields, "bad": tuple((str(name), str(reason)) for name, reason in fields["bad"])})
             for fields in about["shards"]
         )
         names = Names.of(found["name_text"].tobytes(), found["name_lengths"])
         arrays = {name: found[name] for name in OF_IMAGES}
-        index = Index(str(about["plan"]), tuple(map(str, about["classes"])), shards, names=names, **arrays)
+        classes = tuple(map(str, about["classes"]))
+        sets = None
+        if about["format"] == FORMAT_OF_SETS:
+            sets = LabelSets(found["set_members"], ends=found["set_ends"])
+            sets.check(num_classes=len(classes))
+        index = Index(str(about["plan"]), classes, shards, names=names, sets=sets, **arrays)
         _check(index)
     except BadImage as error:
         raise InputError(f"cannot read {path}: {error}; copy it again") from None
@@ -144,7 +165,10 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
     """The arrays in an npz file, each no larger than the file: NumPy would unpack and allocate what a header claims."""
     found = {}
     with zipfile.ZipFile(io.BytesIO(data)) as file:
-        for name, kind in {"about": "|u1", **ARRAYS, "name_text": "|u1"}.items():
+        kinds = {"about": "|u1", **ARRAYS, "name_text": "|u1"}
+        if any(f"{name}.npy" in file.namelist() for name in ARRAYS_OF_SETS):
+            kinds |= ARRAYS_OF_SETS
+        for name, kind in kinds.items():
             info = file.getinfo(f"{name}.npy")
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
                 raise ValueError(f"{name} is compressed")
@@ -176,7 +200,7 @@ def _check(index: Index) -> None:
     outside = (index.offsets < 512) | (index.offsets > ends - index.sizes.astype(np.int64))
     if outside.any():
         raise ValueError(f"image {int(outside.argmax()):,} lies outside of its shard")
-    if ((index.labels < -1) | (index.labels >= len(index.classes))).any():
+    if ((index.labels < -1) | (index.labels >= len(index.classes if index.sets is None else index.sets))).any():
         raise ValueError("it has labels beyond its classes")
     if index.names.ends[-1] != len(index.names.text):
         raise ValueError("names do not fit their lengths")

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitreous.data.archives import TAR_SUFFIXES, labelled_members
 from vitreous.data.folders import children
-from vitreous.data.listing import Listing, number, split_name
+from vitreous.data.listing import Listing, numbered, split_name
 from vitreous.data.shard_index import INDEX, Index, read_index
 from vitreous.data.shards import ShardSource
 from vitreous.data.source import Archive, Names
@@ -64,7 +64,7 @@ def list_shards(paths: Sequence[Path], *, given: str) -> Listing:
     there is none, folders within it say. `given` is what the user called them.
 
     Raises:
-        InputError: if a tar is missing, broken, gzip'ed, not the one its index tells of, or lacks labels.
+        InputError: if a tar is missing, broken, gzip'ed, not the one of its index, or lacks labels that others have.
     """
     return list_indexed(paths, given=given) or _plain(paths, given=given)
 
@@ -87,10 +87,11 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
     for path, shard in zip(paths, index.shards):
         if (length := path.stat().st_size) != shard.num_bytes:
             raise InputError(f"{path} has {length:,} bytes, its index says {shard.num_bytes:,}; fetch or pack it again")
-    if len(without := np.flatnonzero(index.labels < 0)):
+    without = np.flatnonzero(index.labels < 0)
+    if 0 < len(without) < len(index.labels):
         raise InputError(
             f"{len(without):,} of {len(index.labels):,} images in {given} have no label ({index.names[without[0]]}); "
-            "pack labelled images"
+            "pack labelled images, or unlabelled ones alone"
         )
     source = ShardSource(
         paths,
@@ -103,6 +104,7 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
         checksums=index.checksums,
         first_keys=[shard.first_key for shard in index.shards],
     )
+    source.sets = index.sets
     splits = [split for shard in index.shards for split in [shard.split] * shard.num_images]
     return Listing(given, source, splits, [])
 
@@ -110,18 +112,15 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
 def _plain(paths: Sequence[Path], *, given: str) -> Listing:
     _check_there(paths, given)
     names, labels, splits, notes, starts = [], [], [], [], [0]
-    offsets, sizes = [], []
+    offsets, sizes, without = [], [], []
     for path in paths:
         _check_plain(path)
         found = labelled_members(Archive(path))
         notes += found.notes
         if not found.labels and not found.members:
             notes.append(f"{path.name} is empty")
-        elif not found.labels:
-            raise InputError(
-                f"{path} holds no labelled images; it needs a label beside each image (1.jpg, 1.cls), "
-                "or paths such as cat/1.jpg"
-            )
+        elif all(label is None for label in found.labels.values()):
+            without.append(path)
         split = next(filter(None, map(split_name, re.split(r"[-_.]", path.name))), "")
         names += [f"{path.name}/{name}" for name in found.labels]
         labels += found.labels.values()
@@ -131,7 +130,12 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
         starts.append(len(names))
     if not names:
         raise InputError(f"{given}: {len(paths):,} tars hold no images; give shards with 1.jpg and 1.cls, or others")
-    classes, numbers = number(labels)
+    if without and any(label is not None for label in labels):
+        raise InputError(
+            f"{without[0]} holds no labelled images, other tars do; it needs a label beside each image "
+            "(1.jpg, 1.cls), or paths such as cat/1.jpg"
+        )
+    classes, numbers, sets = numbered(labels)
     source = ShardSource(
         paths,
         Names(names),
@@ -141,6 +145,7 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
         classes=classes,
         labels=numbers,
     )
+    source.sets = sets
     return Listing(given, source, splits, notes)
 
 

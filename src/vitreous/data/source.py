@@ -1,4 +1,4 @@
-"""Finite, indexable collections of labelled images: files, members of a tar, or arrays.
+"""Finite, indexable collections of images, labelled or not: files, members of a tar, or arrays.
 
 A source can be pickled (loader workers get a copy) and stays small: names are one block of bytes,
 and a selection shares them with the source it came from.
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from vitreous.data.decode import BadImage, Box, Picture, decode, decode_crop, decode_picture, read_file
+from vitreous.data.label_sets import LabelSets
 from vitreous.errors import InputError, some
 
 MAX_UNPACKED_BYTES = 8_000_000_000
@@ -30,9 +31,12 @@ class Source(ABC):
     """Images with labels, by position.
 
     Args:
-        classes: names in the order of the labels; frozen once training starts.
+        classes: names in the order of the labels, frozen once training starts; none of images without labels.
         labels: position in `classes` of each image, -1 where there is none.
     """
+
+    sets: LabelSets | None = None
+    """Where an image may show several classes or none: what `labels` are positions in, in place of `classes`."""
 
     def __init__(self, classes: Sequence[str], labels: np.ndarray):
         self.classes = tuple(classes)
@@ -73,6 +77,44 @@ class Source(ABC):
         """Equal as long as no image changes, told without decoding one; None where that cannot be told."""
         return None
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may show several classes, or none of them."""
+        return self.sets is not None
+
+    def label(self, i: int) -> str:
+        """The class of image `i`; of several, the names with | between; empty where there is none."""
+        label = int(self.labels[i])
+        if label < 0:
+            return ""
+        return self.classes[label] if self.sets is None else " | ".join(self.classes[c] for c in self.sets[label])
+
+    def class_counts(self) -> Int[np.ndarray, " cls"]:
+        """How many images show each class."""
+        labels = self.labels[self.labels >= 0]
+        if self.sets is not None:
+            return self.sets.counts(labels, num_classes=len(self.classes))
+        return np.bincount(labels, minlength=len(self.classes))
+
+    def targets(
+        self, labels: Int[np.ndarray, " image"]
+    ) -> Int[np.ndarray, " image"] | Float[np.ndarray, "image cls"] | None:
+        """What to learn of images with these of the `labels`: the class, or 1 for each class that they show, else 0.
+
+        None if one of them is unknown.
+        """
+        if (labels < 0).any():
+            return None
+        return labels if self.sets is None else self.sets.multi_hot(labels, num_classes=len(self.classes))
+
+    def as_multi_label(self, sets: LabelSets | None = None) -> Self:
+        """The same images with labels that are positions of sets: of `sets`, then of their own, or one a class."""
+        own = self.sets or LabelSets.of((i,) for i in range(len(self.classes)))[0]
+        found = copy.copy(self)
+        found.sets, places = (sets or own).joined(own)
+        found.labels = np.append(places, -1)[self.labels]  # the last is for label -1
+        return found
+
     def select(self, indices: np.ndarray | Sequence[int]) -> Self:
         """The images at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -87,7 +129,7 @@ class Source(ABC):
             InputError: if an image has a class that is not among `classes`; names them.
         """
         position = {name: i for i, name in enumerate(classes)}
-        used = [self.classes[label] for label in np.unique(self.labels[self.labels >= 0])]
+        used = [self.classes[label] for label in np.flatnonzero(self.class_counts())]
         if unknown := [name for name in used if name not in position]:
             raise InputError(
                 f"held-out images have {len(unknown)} class{'es' * (len(unknown) > 1)} "
@@ -97,7 +139,11 @@ class Source(ABC):
             )
         table = np.array([position.get(name, -1) for name in self.classes] + [-1])  # the last is for label -1
         renamed = copy.copy(self)
-        renamed.classes, renamed.labels = tuple(classes), table[self.labels]
+        renamed.classes = tuple(classes)
+        if self.sets is None:
+            renamed.labels = table[self.labels]
+        else:
+            renamed.sets = self.sets.renumbered(table)
         return renamed
 
 

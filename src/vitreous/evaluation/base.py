@@ -63,6 +63,8 @@ class Evaluation(Config):
 
     scored: ClassVar[bool] = False
     """Whether its outcome has a `score`: top-1 after learning from all images that are not measured."""
+    one_class: ClassVar[bool] = True
+    """Whether images must show one class each."""
 
     def check(self, model: Frozen) -> None:
         """Nothing, if `model` can be measured so; asked before any image is looked at.

@@ -18,6 +18,7 @@ from vitreous.data.source import Source
 from vitreous.data.views import EvalView
 from vitreous.distributed import World
 from vitreous.errors import InputError, some
+from vitreous.evaluation import multi_label as several
 from vitreous.evaluation.bootstrap import intervals
 from vitreous.evaluation.calibration import temperature_figures
 from vitreous.files import csv_text
@@ -28,12 +29,14 @@ def probabilities(
     source: Source,
     view: EvalView,
     *,
+    multi_label: bool = False,
     world: World,
     batch_size: int = 64,
     num_workers: int = 0,
     console: Console | None = None,
 ) -> Float[np.ndarray, "image cls"]:
-    """Class probabilities of every image of `source`, in its order; float64, each row sums to 1."""
+    """Class probabilities of every image of `source`, in its order; float64. Each row sums to 1, or with `multi_label`
+    each class stands by itself."""
     with (console or Console(quiet=True)).task("image", len(source)) as task:
         return scored(
             classifier,
@@ -41,6 +44,7 @@ def probabilities(
             source,
             view,
             num_classes=classifier.config.num_classes,
+            multi_label=multi_label,
             world=world,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -55,12 +59,13 @@ def scored(
     view: EvalView,
     *,
     num_classes: int,
+    multi_label: bool = False,
     world: World,
     batch_size: int,
     num_workers: int,
     progress: Callable[[int], None],
 ) -> Float[np.ndarray, "image cls"]:
-    """Class probabilities of every image of `source`, in its order, from `scores` of `module` in evaluation mode.
+    """`probabilities` from `scores` of `module` in evaluation mode.
 
     Every process of the world computes its share of the batches, which are the same for any number of processes, and
     gets all of the result; an image is counted once. `progress` hears how many images are done.
@@ -84,7 +89,8 @@ def scored(
                 logits = scores(images)
             if (turn * world.size + world.rank) * batch_size < len(source):  # else it is repeated for company
                 logits = logits if logits.dtype == torch.float64 else logits.float()
-                predicted[batch.index.cpu()] = logits.cpu().double().softmax(-1)  # Apple GPUs have no float64
+                fine = logits.cpu().double()  # Apple GPUs have no float64
+                predicted[batch.index.cpu()] = fine.sigmoid() if multi_label else fine.softmax(-1)
             seen += len(batch.index) * world.size
             progress(min(seen, len(source)))
     module.train(training)
@@ -172,9 +178,14 @@ def only(
 
 
 def predictions_csv(
-    parts: dict[str, tuple[Source, list[int], Float[np.ndarray, "image cls"]]], *, classes: Sequence[str]
+    parts: dict[str, tuple[Source, list[int], Float[np.ndarray, "image cls"]]],
+    *,
+    classes: Sequence[str],
+    multi_label: bool = False,
 ) -> str:
     """One row an image: split, index in the split, file, label, prediction, and their probabilities."""
+    if multi_label:
+        return several.predictions_csv(parts, classes=classes)
     rows: list[list[object]] = [["split", "index", "file", "label", "predicted", "confidence", "label_probability"]]
     for split, (source, indices, predicted) in parts.items():
         source = source.with_classes(classes)
@@ -192,6 +203,7 @@ def evaluate(
     *,
     classes: Sequence[str],
     split: str,
+    multi_label: bool = False,
     world: World,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -201,10 +213,17 @@ def evaluate(
 
     def predict(images: Source) -> Float[np.ndarray, "image cls"]:
         return probabilities(
-            classifier, images, view, world=world, batch_size=batch_size, num_workers=num_workers, console=console
+            classifier,
+            images,
+            view,
+            multi_label=multi_label,
+            world=world,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            console=console,
         )
 
-    return judged(predict, source, classes=classes, split=split)
+    return judged(predict, source, classes=classes, split=split, multi_label=multi_label)
 
 
 def judged(
@@ -213,23 +232,34 @@ def judged(
     *,
     classes: Sequence[str],
     split: str,
+    multi_label: bool = False,
     among_data: bool = False,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "image cls"]]:
     """`scores` of the probabilities of `classes` that `predict` gives, on data whose classes map to them by name.
 
     Also these probabilities. `among_data` chooses among the data's classes alone: the others get probability 0, and the
-    rest sums to 1.
+    rest sums to 1. With `multi_label`, `predict` gives a probability of each class by itself, and the scores are those
+    of `multi_label.scores`; an image of one class is one that shows no other.
 
     Raises:
-        InputError: if images have no label, a class is not among `classes`, or what is predicted is no number.
+        InputError: if images have no label, or several where the model chooses one; if a class is not among `classes`,
+            or what is predicted is no number.
     """
     started = time.monotonic()
     if len(source) == 0 or (source.labels < 0).any():
         raise InputError("evaluation needs labelled images, but some have no label; use folders named by class")
+    if source.multi_label and not multi_label:
+        raise InputError(
+            "these images may show several classes, but the model chooses one; train one for several: vitreous fit DATA"
+        )
     positions = class_positions(source.classes, classes)
     predicted = predict(source)
     if not np.isfinite(predicted).all():
         raise InputError("the model gives no numbers for some images (infinite or NaN); its weights are broken")
+    if multi_label:
+        shown = several.shown_classes(source, positions, num_classes=len(classes))
+        figures = several.scores(predicted, shown, classes=classes, split=split)
+        return {**figures, "seconds": time.monotonic() - started}, predicted
     if among_data:
         predicted = only(predicted, positions)
     figures = scores(predicted, positions[source.labels], classes=classes, split=split)

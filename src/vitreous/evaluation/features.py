@@ -70,6 +70,7 @@ class Frozen:
         world: World,
         name: str = "",
         classes: Sequence[str] | None = None,
+        multi_label: bool = False,
         faster: Classifier | None = None,
         cache: Path | None = None,
         batch_size: int = 64,
@@ -78,11 +79,13 @@ class Frozen:
     ) -> None:
         """The model `classifier`; `faster` computes the same function.
 
-        `name` is what it can be opened by again. `classes` names the outputs of the head, None where they mean nothing.
-        `cache` is where features are kept (see `feature_store`), None keeps none.
+        `name` is what it can be opened by again. `classes` names the outputs of the head, None where they mean nothing;
+        `multi_label` says that an image may show several of them. `cache` is where features are kept (see
+        `feature_store`), None keeps none.
         """
         self.name = name
         self.classes = None if classes is None else tuple(classes)
+        self.multi_label = multi_label
         self.classifier, self.view, self.world = classifier.eval(), view, world
         self.answering = faster or classifier
         self.cache, self.batch_size, self.num_workers = cache, batch_size, num_workers
@@ -100,7 +103,8 @@ class Frozen:
         return self.changed(source, "pooled", lambda images, _: self.answering.features(images))
 
     def probabilities(self, source: Source, *, mirrored: bool = False) -> Float[np.ndarray, "image cls"]:
-        """What the head makes of `pooled`: class probabilities of every image, float64, each row sums to 1.
+        """What the head makes of `pooled`: class probabilities of every image, float64; each row sums to 1, unless
+        each class of the model stands by itself.
 
         With `mirrored`, the mean of those of the image and of its mirror image.
         """
@@ -117,7 +121,8 @@ class Frozen:
         with torch.inference_mode(), self.world.autocast():
             for part in np.array_split(features.values, -(-len(features.values) // CHUNK)):
                 logits = self.answering.head(torch.from_numpy(part).to(self.world.device))
-                rows.append(logits.float().cpu().double().softmax(-1).numpy())  # Apple GPUs have no float64
+                fine = logits.float().cpu().double()  # Apple GPUs have no float64
+                rows.append((fine.sigmoid() if self.multi_label else fine.softmax(-1)).numpy())
         return np.concatenate(rows)
 
     def patches(self, source: Source) -> Features:

@@ -12,6 +12,7 @@ from vitreous.data.survey import survey
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Labelled
 from vitreous.files import read_text
+from vitreous.objectives.supervised import Supervised
 from vitreous.run_folder import RunFolder
 
 
@@ -68,7 +69,7 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
         console.say(f"the splits are those of {run.path}; its encoder was trained on the images to learn from")
     else:
         with console.task("image", 0) as task:
-            prepared = prepare(config, progress=task.follow)
+            prepared = prepare(config, check=Supervised(loss="sigmoid").check, progress=task.follow)
         train, rest, bad = prepared.train, (prepared.val, prepared.test), prepared.bad
         _name(bad, console)
         if prepared.excluded:

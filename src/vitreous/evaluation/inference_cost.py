@@ -26,6 +26,8 @@ from vitreous.evaluation.features import Frozen
 class Cost(Evaluation):
     """Parameters, GMACs, images a second and peak memory of the forward pass, on this machine."""
 
+    one_class = False
+
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     """Images at a time."""
     seconds: float = 2.0

@@ -26,7 +26,7 @@ def data_page(check: Check, *, name: str) -> bytes:
         name=name,
         splits=summary["splits"],
         counts=counts,
-        largest=max(max(numbers) for numbers in counts.values()),
+        largest=max((max(numbers) for numbers in counts.values()), default=1) or 1,
         findings=[
             {
                 "what": finding.what,

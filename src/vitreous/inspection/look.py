@@ -167,7 +167,7 @@ class Look:
         images = [torch.stack([view(source.image(i, min_side=view.min_side)) for i in row]) for row in index]
         return Nearest(
             files=tuple(tuple(source.name(i) for i in row) for row in index),
-            labels=tuple(tuple(source.classes[source.labels[i]] for i in row) for row in index),
+            labels=tuple(tuple(source.label(i) for i in row) for row in index),
             similarity=found.similarity,
             pixels=torch.stack(images),
         )

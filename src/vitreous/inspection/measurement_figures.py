@@ -46,7 +46,7 @@ def measurement_figures(measured: Mapping[str, Any]) -> "Iterator[tuple[str, Fig
     """Every figure of what `vitreous evaluate --json` tells, by name."""
     if "reliability" in measured:
         yield "reliability", reliability(measured)
-    if 1 < len(measured.get("per_class", ())) <= MOST_CLASSES:
+    if 1 < len(measured.get("confusion", ())) <= MOST_CLASSES:
         yield "confusion", confusion(measured)
     for name, found in measured.get("evaluations", {}).items():
         if name == "few_shot":

@@ -60,7 +60,8 @@ def write_report(
     folder = RunFolder(Path(run))
     record = dict.fromkeys(OPTIONAL.split()) | folder.read()
     evaluation = folder.figures() if folder.evaluation.exists() else None
-    predictions = read_predictions(folder.predictions)
+    several = bool(evaluation and evaluation.get("multi_label"))
+    predictions = [] if several else read_predictions(folder.predictions)  # there is no one label to be wrong
     held_out = [p for p in predictions if p.split != "train"]
     mistakes = sorted((p for p in held_out if p.predicted != p.label), key=lambda p: -p.confidence)
     suspects = likely_mislabelled(predictions)
@@ -79,7 +80,8 @@ def write_report(
         charts=_curves(measurements),
         events=_events(measurements),
         confusion=_confusion(evaluation),
-        reliability=reliability_chart(evaluation["reliability"]) if evaluation else "",
+        several=several,
+        reliability=reliability_chart(evaluation["reliability"]) if evaluation and not several else "",
         has_predictions=bool(predictions),
         has_data=bool(data),
         mistakes=[(p, _thumbnail(p, data)) for p in mistakes[:MOST_THUMBNAILS]],
@@ -120,7 +122,7 @@ def _parameters(folder: RunFolder, classifier: Classifier | None) -> int | None:
 
 def _data(summary: dict[str, Any]) -> dict[str, Any]:
     """Images by class and split, and the facts of `Prepared.summary` in words."""
-    splits = {split: counts for split, counts in summary.get("splits", {}).items() if sum(counts.values())}
+    splits = {split: counts for split, counts in summary.get("splits", {}).items() if counts}
     bad, facts, groups = summary.get("bad", {}), [], []
     if sizes := summary.get("sizes"):
         low, middle, high = (
@@ -145,7 +147,9 @@ def _data(summary: dict[str, Any]) -> dict[str, Any]:
         "path": summary.get("path", ""),
         "classes": summary.get("classes", []),
         "splits": splits,
-        "totals": {split: sum(counts.values()) for split, counts in splits.items()},
+        "totals": {
+            split: summary.get("images", {}).get(split, sum(counts.values())) for split, counts in splits.items()
+        },
         "largest": max((count for counts in splits.values() for count in counts.values()), default=1) or 1,
         "facts": facts if summary else [],
         "bad": bad.get("first", []),
@@ -164,9 +168,14 @@ def _curves(measurements: Sequence[dict[str, Any]]) -> list[Markup]:
     others = sorted({line.get("split", "train") for line in measurements} - {"train"})
     loss = [series(split, "loss") for split in ("train", *others)]
     accuracy = [series("train", "accuracy"), *(series(split, "top1") for split in others)]
+    several = [
+        series("train", "exact_match", "train, all classes right"),
+        *(series(s, "map", f"{s} mAP") for s in others),
+    ]
     charts = [
         line_chart(loss, title="Loss"),
         line_chart(accuracy, title="Accuracy", percent=True),
+        line_chart(several, title="Mean average precision", percent=True),
         line_chart([series("train", "learning_rate", "rate")], title="Learning rate"),
         line_chart([series("train", "images_per_s", "images/s")], title="Speed"),
     ]
@@ -189,7 +198,7 @@ def _events(measurements: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
 
 def _confusion(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     """A chart for few classes or a picture for many, and the pairs confused most."""
-    if evaluation is None:
+    if evaluation is None or "confusion" not in evaluation:
         return None
     matrix, names = evaluation["confusion"], [row["name"] for row in evaluation["per_class"]]
     counts = np.asarray(matrix, dtype=np.int64).reshape(len(names), len(names))
@@ -237,7 +246,7 @@ def _attention(
     return [
         {
             "file": source.name(i),
-            "label": source.classes[source.labels[i]],
+            "label": source.label(i),
             "picture": picture(Image.fromarray(shown.permute(1, 2, 0).numpy()), side=224),
             "last": heat(a.cpu().numpy()),
             "rollout": heat(b.cpu().numpy()),

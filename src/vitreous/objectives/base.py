@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vitreous.config import Config
 from vitreous.data.batch import Batch
+from vitreous.data.listing import Splits
 from vitreous.tokens import Encoder
 from vitreous.weights.product import Product
 
@@ -16,9 +17,16 @@ from vitreous.weights.product import Product
 class ObjectiveConfig(Config):
     """Which objective, and its settings."""
 
+    def check(self, data: Splits) -> None:
+        """Nothing, if the objective can be trained on `data`; asked before any image is looked at.
+
+        Raises:
+            InputError: if not; says what is needed.
+        """
+
     @abstractmethod
     def build(self, encoder: Encoder, *, num_classes: int) -> "Objective":
-        """The objective around a fresh encoder; `num_classes` is what the data hold."""
+        """The objective around a fresh encoder; `num_classes` is what the data hold, 0 without labels."""
 
 
 @dataclass

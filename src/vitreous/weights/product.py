@@ -28,6 +28,9 @@ from vitreous.weights.timm_tensors import from_timm, to_timm
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MULTI_LABEL = "multi_label"
+PROBLEM = {"problem_type": "multi_label_classification"}
+"""How transformers says it."""
 OURS = ("format", "classifier", "view", "classes", "golden")
 
 
@@ -42,16 +45,22 @@ class Product:
     extra: dict[str, Any] = field(default_factory=dict)
     """Anything else worth keeping with it, as JSON types: metrics, recipe, data fingerprint.
 
-    A loaded product may have "assumed", a sentence on what its files do not say, and "headless", true where
-    the weights are an encoder's alone and the head says zero.
+    A loaded product may have "assumed", a sentence on what its files do not say, "headless", true where
+    the weights are an encoder's alone and the head says zero, and "multi_label", see there.
     """
     golden: dict[str, Any] | None = None
     """What `golden` said of it when it was saved."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class stands by itself: an image may show several, or none."""
+        return bool(self.extra.get(MULTI_LABEL))
 
     def describe(self) -> str:
         """The model in a few words."""
         encoder, classes = self.classifier.config.encoder, self.classifier.config.num_classes
         said = "an encoder alone" if self.extra.get("headless") else f"{classes:,} classes"
+        said += ", several or none an image" if self.multi_label else ""
         return f"{title(encoder)}, {encoder.pixels}, {said}"
 
 
@@ -91,7 +100,7 @@ def config_bytes(product: Product, fields: dict[str, Any]) -> bytes:
         "classes": product.classes and list(product.classes),
         "golden": golden(product),
     }
-    return json_bytes({**fields, "vitreous": {**product.extra, **ours}})
+    return json_bytes({**fields, **(PROBLEM if product.multi_label else {}), "vitreous": {**product.extra, **ours}})
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:
@@ -158,6 +167,8 @@ def _foreign(document: dict[str, Any], tensors: Tensors) -> Product:
     if classes is not None and len(classes) != num_classes:
         left.append(f"{len(classes):,} class names, for the head has {num_classes:,} classes")
         classes = None
+    if document.items() >= PROBLEM.items():
+        extra[MULTI_LABEL] = True
     if left:
         extra["left"] = f"left behind: {', '.join(left)}"
     return Product(classifier, EvalView(image_size=encoder.image_size, **foreign.view), classes, extra)

@@ -12,7 +12,7 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -64,6 +64,10 @@ class Source(ABC):
     ) -> UInt8[np.ndarray, "height width 3"]:
         """The part of image `i` inside the box that `draw` gives for its width and height, as `decode_crop`."""
         return decode_crop(self.read(i), draw, shape=shape)
+
+    def kept(self, i: int, still: Hashable) -> UInt8[np.ndarray, "3 height width"] | None:
+        """What a cache holds of image `i` for that `Still`; None where it has to be read."""
+        return None
 
     def picture(self, data: bytes) -> Picture:
         """What `data`, which `read` returned, holds; decoded as coarsely as its format allows."""

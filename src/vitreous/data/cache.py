@@ -115,10 +115,11 @@ class Cache:
     def _index(self) -> np.ndarray | None:
         """Height and width of each image, if they are kept and were made of the same images in the same way."""
         try:
-            with np.load(self.folder / INDEX, allow_pickle=False) as index:
+            found = io.BytesIO((self.folder / INDEX).read_bytes())  # of a damaged file NumPy leaves its own open
+            with np.load(found, allow_pickle=False) as index:
                 shapes, key = index["shapes"], str(index["key"])
             whole = os.path.getsize(self.folder / PIXELS) == 3 * int(shapes.prod(axis=1).sum())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         return shapes if whole and key == self._key() else None
 

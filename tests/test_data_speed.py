@@ -5,6 +5,7 @@ import pytest
 
 from test_training import WORLD, pictures, tiny
 from vitreous.data.source import ArraySource
+from vitreous.data.views import TrainView
 from vitreous.data_speed import DataSpeed, data_speed
 from vitreous.trainee import Trainee
 
@@ -22,6 +23,18 @@ def test_reading_is_timed_as_training_sees_images():
     slow = Slow(whole.pixels, prefix="made", classes=whole.classes, labels=whole.labels)
     found = data_speed(tiny(), slow, readers=(0,), world=WORLD, seconds=0.5)
     assert 0 < found.read[0] < 200
+
+
+def test_reading_is_timed_from_the_cache_that_training_would_have(monkeypatch):
+    whole, crop, crops = pictures(), ArraySource.crop, []
+    monkeypatch.setattr(
+        ArraySource, "crop", lambda self, i, *given, **named: crops.append(i) or crop(self, i, *given, **named)
+    )
+    run = tiny(train_view=TrainView(image_size=8, margin=0.25), cache_gb=1)
+    found = data_speed(run, whole, readers=(0,), world=WORLD, seconds=0.1)
+    assert found.read[0] > 0
+    in_training = run.batch_size  # its one batch comes from the files
+    assert len(crops) == len(whole) + in_training
 
 
 def test_training_is_timed_without_reading(monkeypatch):

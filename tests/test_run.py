@@ -30,6 +30,8 @@ def test_what_changes_no_result_is_not_of_the_essence():
         "activation_checkpointing": True,
     }
     assert tiny(**free).essence() == tiny().essence()
+    still = TrainView(image_size=8, margin=0.1)
+    assert tiny(train_view=still, cache_gb=2.0).essence() == tiny(train_view=still).essence()
     for name, value in {"seed": 1, "exact": True, "ema_decay": 0.5, "compile": True, "precision": "float64"}.items():
         assert tiny(**{"num_micro_batches": 2, name: value}).essence() != tiny(num_micro_batches=2).essence()
     assert json.loads(json.dumps(tiny().essence())) == tiny().essence()
@@ -47,6 +49,12 @@ def test_what_changes_no_result_is_not_of_the_essence():
         ({"model": vit("32x2/3", image_size=9)}, "train_view.image_size 8: .* take 9"),
         ({"eval_view": EvalView(image_size=12)}, "eval_view.image_size 12 is not model.image_size 8"),
         ({"model": vit("32x2/4", image_size=8, channels=1)}, "model.channels is 1; images have 3"),
+        ({"cache_gb": -1}, "cache_gb is -1"),
+        ({"cache_gb": 1}, "cache_gb keeps .* but chance says what is resized; give --train_view.margin 0.15, or no"),
+        (
+            {"cache_gb": 1, "train_view": TrainView(image_size=8, margin=0.1), "grow_from": 0.5},
+            "cache_gb keeps images that are resized once, but grow_from resizes them by step; leave one",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_at_once(changes, message):

@@ -32,3 +32,8 @@ def test_neighbouring_streams_are_not_correlated():
     draws = np.array([generator(0, "a", i).random(500) for i in range(40)])
     correlation = np.corrcoef(draws) - np.eye(40)
     assert np.abs(correlation).max() < 5 / np.sqrt(500)
+
+
+def test_a_generator_is_that_of_philox_with_the_key():
+    theirs = np.random.Generator(np.random.Philox(key=key(3, "augment", 5, 7)))
+    assert np.array_equal(generator(3, "augment", 5, 7).integers(2**63, size=100), theirs.integers(2**63, size=100))

@@ -206,6 +206,45 @@ def test_one_of_many_processes_whose_readers_die_of_the_same_signal_leaves_to_tr
     ]
 
 
+CACHED = {"train_view": TrainView(image_size=8, margin=0.5, shift_ratio=0.1), "cache_gb": 1.0}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_from_a_cache_has_the_bits_of_one_from_the_files(num_workers, tmp_path, monkeypatch):
+    plain = carried_out(tiny(**{**CACHED, "cache_gb": 0.0}), tmp_path / "plain")
+    with pytest.raises(Stopped):
+        carried_out(tiny(**CACHED), tmp_path / "cached", time_limit_s=0.0)
+    assert (tmp_path / "cached" / "cache" / "pixels").stat().st_size == 60 * 3 * 12 * 12
+    monkeypatch.setattr(ArraySource, "crop", None)  # what is kept is not made again, nor read from anywhere else
+    ours = carried_out(tiny(**CACHED, num_workers=num_workers), tmp_path / "cached")
+    assert same_bits(ours, plain)
+    assert not (tmp_path / "cached" / "cache").exists()
+
+
+def test_processes_share_a_cache_and_have_the_bits_of_those_without(tmp_path):
+    def work() -> bool:
+        world = distributed.start(device="cpu", threads=1)
+        plain = carried_out(tiny(**{**CACHED, "cache_gb": 0.0}), tmp_path / "plain", world=world)
+        if world.rank:
+            ArraySource.crop = None  # pyright: ignore[reportAttributeAccessIssue]
+        ours = carried_out(tiny(**CACHED), tmp_path / "cached", world=world)
+        return same_bits(ours, plain)
+
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "cached").mkdir()
+    assert in_processes(2, work) == [True, True]
+
+
+def test_a_run_whose_cache_the_disk_refuses_goes_on_without(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(Console, "say", lambda self, line="": said.append(line))
+    ours = carried_out(tiny(**{**CACHED, "cache_gb": 1e-6}), tmp_path / "cached")
+    assert [line for line in said if "cache" in line] == [
+        "warning: no cache at step 0: the 60 images are not kept, for they take 2.6e-05 GB or more; cache_gb is 1e-06"
+    ]
+    assert same_bits(ours, carried_out(tiny(**{**CACHED, "cache_gb": 0.0}), tmp_path / "plain"))
+
+
 def test_a_damaged_checkpoint_is_said(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.raises(Stopped):

@@ -4,11 +4,14 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from vitreous.data.batch import Batch
+from vitreous.data.cache import Cache
 from vitreous.data.loader import training_batches
 from vitreous.data.source import Source
 from vitreous.distributed import World
@@ -52,24 +55,32 @@ def data_speed(
 ) -> DataSpeed:
     """Read `source` as `run` would with each number of reader processes, then train on one batch again and again.
 
-    Each takes about `seconds` once it runs. Nothing is kept. Files that were read before may come from memory.
+    Each takes about `seconds` once it runs; a cache is written first if the run has one. Nothing is kept. Files that
+    were read before may come from memory.
 
     Raises:
         InputError: if an image cannot be read, or the run does not go together.
     """
     read = {}
-    for number in readers:
-        say(f"reading with {number} reader processes" if number else "reading in the main process")
-        batches = training_batches(
-            source,
-            run.train_view,
-            batch_size=min(run.batch_size, len(source)),
-            seed=run.seed,
-            first_step=0,
-            steps=ENDLESS,
-            num_workers=number,
-        )
-        read[number] = _rate(batches, seconds)
+    with TemporaryDirectory() as folder:
+        cached = source
+        if run.cache_gb and run.train_view.still is not None:
+            say(f"writing a cache of {len(source):,} images")
+            cache = Cache(Path(folder) / "cache", source, run.train_view.still, fingerprint="")
+            cache.write(most_gb=run.cache_gb)
+            cached = cache.open()
+        for number in readers:
+            say(f"reading with {number} reader processes" if number else "reading in the main process")
+            batches = training_batches(
+                cached,
+                run.train_view,
+                batch_size=min(run.batch_size, len(source)),
+                seed=run.seed,
+                first_step=0,
+                steps=ENDLESS,
+                num_workers=number,
+            )
+            read[number] = _rate(batches, seconds)
     say(f"training on {world.device.type}")
     return DataSpeed(read, _rate(_training(run, source, world), seconds))
 

@@ -63,6 +63,9 @@ class Run(Config):
     """When checkpoints are written and which are kept."""
     num_workers: int = 0
     """Processes that read images; the batches are the same for any number."""
+    cache_gb: float = 0.0
+    """Most GB that decoded and resized training images may take in the run's folder until training ends; 0 keeps none.
+    Needs a view of which chance only cuts: `train_view.margin`, or a `train_view.min_area_ratio` of 1."""
     parallel: Parallel = Replicate()
     """How the weights lie on several processes."""
     exact: bool = False
@@ -89,6 +92,7 @@ class Run(Config):
         check_ranges(self, **dict.fromkeys(positive, (1, math.inf)), **dict.fromkeys(natural, (0, math.inf)))
         check_ranges(self, num_micro_batches=(1, math.inf), ema_decay=(0, BELOW_ONE))
         check_ranges(self, grow_from=(0.01, 1), grow_until=(0.01, 1))
+        check_ranges(self, cache_gb=(0, math.inf))
         self.micro_batches(self.num_micro_batches or 1)
         try:
             self.model.check_image(*self.train_view.shape)
@@ -103,6 +107,16 @@ class Run(Config):
             raise InputError(
                 f"{type(self.optimizer).__name__} needs whole matrices, which {type(self.parallel).__name__} divides; "
                 "give --parallel Replicate, or --optimizer AdamW"
+            )
+        if self.cache_gb and (self.train_view.still is None or self.grow_from < 1):
+            reason = "grow_from resizes them by step" if self.grow_from < 1 else "chance says what is resized"
+            raise InputError(
+                f"cache_gb keeps images that are resized once, but {reason}; "
+                + (
+                    "leave one of the two out"
+                    if self.grow_from < 1
+                    else "give --train_view.margin 0.15, or no cache_gb"
+                )
             )
         if self.model.channels != 3:
             raise InputError(f"model.channels is {self.model.channels}; images have 3")
@@ -148,7 +162,7 @@ class Run(Config):
 
     def essence(self) -> dict[str, Any]:
         """The config as JSON types, without what may change when a run goes on: it changes no result."""
-        free = ("num_workers", "checkpoint", "parallel", "activation_checkpointing", "trackers")
+        free = ("num_workers", "cache_gb", "checkpoint", "parallel", "activation_checkpointing", "trackers")
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
     def identity(self, fingerprint: str) -> str:

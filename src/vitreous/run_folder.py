@@ -24,6 +24,7 @@ LEFT_BY_KILLED = (
     "report/.*.tmp",
     "tensorboard/.*.tmp",
     "report/.inspect.*",
+    "cache/.*.tmp",
 )
 
 FIGURES = {"split", "num_images", "top1", "top5", "macro_f1", "ece", "reliability", "per_class", "confusion"}
@@ -76,6 +77,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """checkpoints/: what training goes on from."""
         return self.path / "checkpoints"
+
+    @property
+    def cache(self) -> Path:
+        """cache/: decoded pixels, until training has ended."""
+        return self.path / "cache"
 
     @property
     def model(self) -> Path:

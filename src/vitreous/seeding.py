@@ -5,8 +5,10 @@ any process, after any restart. `purpose` keeps the streams of one run apart.
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 
 def key(seed: int, purpose: str, *counters: int) -> int:
@@ -17,4 +19,14 @@ def key(seed: int, purpose: str, *counters: int) -> int:
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """A NumPy generator for this purpose alone."""
-    return np.random.Generator(np.random.Philox(key=key(seed, purpose, *counters)))  # a key needs no seed sequence
+    sequence: Any = _Key(key(seed, purpose, *counters))  # `Philox(key=...)` would ask the system for entropy as well
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+class _Key(ISeedSequence):
+    def __init__(self, key: int):
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        """The key, in two words of 64 bits, as Philox asks for it."""
+        return np.array([self.key, 0], dtype=np.uint64)

@@ -1,6 +1,7 @@
 """Training: one loop for every objective, in any number of processes."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from vitreous.checkpoint import IDLE, Checkpoints
 from vitreous.claim import TakenOver
 from vitreous.console import Console
 from vitreous.data.batch import Batch
+from vitreous.data.cache import Cache
 from vitreous.data.loader import step_size
 from vitreous.data.source import Source
 from vitreous.diagnosis import diagnose
@@ -91,6 +93,7 @@ class Training:
     ) -> None:
         self.run, self.data, self.held_out = run, data, held_out
         self.folder, self.world, self.console = folder, world, console
+        self.fingerprint = fingerprint
         attempt, begun = world.on_main(
             lambda: (folder.claim.attempt if folder.claim else 0, any(folder.checkpoints.glob("step-*[0-9]")))
         )
@@ -150,7 +153,7 @@ class Training:
         parts = trainee.num_micro_batches
         distinct = step_size(len(self.data), run.batch_size // run.num_repeats, num_micro_batches=parts)
         images = distinct * run.num_repeats
-        batches = trainee.batches(self.data, first_step=self.done, steps=run.steps, num_workers=run.num_workers)
+        batches = trainee.batches(self.cached(), first_step=self.done, steps=run.steps, num_workers=run.num_workers)
         saved_at, shown, measured = self.began, "", ""
         stacks = HangWatch(self.folder.stacks(world.rank), world.timeout_s / 2)
         trackers = self.trackers if world.is_main else nullcontext()
@@ -217,7 +220,24 @@ class Training:
                     stop.signal = signal or None
                     code = stop.exit_code if signal else EXIT_TRY_AGAIN
                     raise Stopped(done, run.steps, code, stop.reason if signal else "out of time")
+        if world.is_main:
+            shutil.rmtree(self.folder.cache, ignore_errors=True)
         return trainee.whole()
+
+    def cached(self) -> Source:
+        """The images, read from a cache that is written first if the run asks for one and the disk takes it."""
+        if not self.run.cache_gb:
+            return self.data
+        assert self.run.train_view.still is not None
+        cache = Cache(self.folder.cache, self.data, self.run.train_view.still, self.fingerprint)
+
+        def write() -> None:
+            with self.going_on_without("cache"), self.console.task("image kept", len(self.data)) as task:
+                self.folder.check()
+                cache.write(most_gb=self.run.cache_gb, progress=task.update)
+
+        self.world.on_main(write)
+        return cache.open()
 
     def save(self, *, at_once: bool = False, background: bool = False, score: float | None = None) -> None:
         """Write a checkpoint; if it must not be now, only if the disk takes it."""

@@ -27,7 +27,7 @@ class JoinedSource(Source):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many of these images come from each source; they stand in the order of the sources."""
+        """How many of these images come from each source; they must stand in the order of the sources."""
         parts = np.searchsorted(self.starts, self.rows, side="right") - 1
         assert (np.diff(parts) >= 0).all()
         return tuple(np.bincount(parts, minlength=len(self.parts)).tolist())

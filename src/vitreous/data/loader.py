@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitreous import seeding
 from vitreous.data.batch import Batch
-from vitreous.data.joined import JoinedSource
 from vitreous.data.order import Mixture, Order, Shuffled
 from vitreous.data.source import Source
 from vitreous.data.views import View
@@ -81,7 +80,7 @@ def training_batches(
     that do not fill a batch; which ones changes by epoch. A source smaller than `batch_size` gives batches of the
     whole source. Each image comes in `num_repeats` views, drawn one by one (arXiv:1901.09335), all images of a part
     before any comes again; and with `shape_at` in the height and width that it gives for the step. With `shares`, one
-    for each part of a `JoinedSource`, the parts are mixed so, however many images each has.
+    for each of the source's `sizes`, its parts are mixed so, however many images each has.
 
     Raises:
         InputError: if there are too few images for `num_micro_batches`, or one can no longer be read; names it.
@@ -90,7 +89,6 @@ def training_batches(
     size = step_size(len(source), batch_size, num_micro_batches=num_micro_batches)
     order: Order = Shuffled(len(source), size, seed)
     if shares:
-        assert isinstance(source, JoinedSource)
         size = step_size(batch_size, batch_size, num_micro_batches=num_micro_batches)
         order = Mixture.of(source.sizes, shares, batch_size=size, seed=seed)
     part = size // num_micro_batches

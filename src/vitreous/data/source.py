@@ -12,7 +12,7 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -69,6 +69,10 @@ class Source(ABC):
         """The part of image `i` inside the box that `draw` gives for its width and height, as `decode_crop`."""
         return decode_crop(self.read(i), draw, shape=shape)
 
+    def kept(self, i: int, still: Hashable) -> UInt8[np.ndarray, "3 height width"] | None:
+        """What a cache holds of image `i` for that `Still`; None where it has to be read."""
+        return None
+
     def picture(self, i: int, data: bytes) -> Picture:
         """What `data`, which `read` returned for image `i`, holds; decoded as coarsely as its format allows."""
         return decode_picture(data, min_side=1)
@@ -76,6 +80,11 @@ class Source(ABC):
     def stamp(self) -> str | None:
         """Equal as long as no image changes, told without decoding one; None where that cannot be told."""
         return None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many of these images come from each of several data sets, which stand one after another."""
+        return (len(self),)
 
     @property
     def multi_label(self) -> bool:

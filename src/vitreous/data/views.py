@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -22,9 +22,7 @@ from vitreous.data.augment import Augment
 from vitreous.data.decode import Box
 from vitreous.data.resizing import resized
 from vitreous.data.source import Source
-
-MAX_STRETCH = 8
-"""Longer images than this many times their short side are cut to it before they are resized."""
+from vitreous.data.still import MAX_STRETCH, Still, middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ class View(Config):
     def normalise(self, images: UInt8[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
         """Pixels 0..255 as float32, scaled to [0, 1], less `mean`, over `std`."""
         mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+        return images.float().div_(255).sub_(mean).div_(std)  # one array of floats, not four
 
     def _resample(self) -> Image.Resampling:
         return Image.Resampling[self.interpolation.upper()]
@@ -122,6 +120,9 @@ class TrainView(View):
 
     min_area_ratio: float = 0.08
     """Smallest part of the image's area that a random crop keeps; 1 keeps the centre, as large as it fits."""
+    margin: float | None = None
+    """In place of a random area: the whole image, resized to just cover the view and this part of it more, of which a
+    random view is cut at whole pixels (AlexNet's 224 of 256 is 0.143). What `cache_gb` makes fast."""
     flip: bool = True
     """Mirror half of the images; not for digits, text or anything else that has a left and a right."""
     shift_ratio: float = 0.0
@@ -135,32 +136,57 @@ class TrainView(View):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, min_area_ratio=(0.001, 1), shift_ratio=(0, 1), rotate=(0, 180), erase=(0, 1))
+        check_ranges(self, min_area_ratio=(0.001, 1), shift_ratio=(0, 1), rotate=(0, 180), erase=(0, 1), margin=(0, 1))
+
+    @property
+    def still(self) -> Still | None:
+        """What each view of an image begins with; None where chance says what is resized."""
+        if self.margin is None and self.min_area_ratio < 1:
+            return None
+        return Still(self.shape, self.margin, self.interpolation)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of a view drawn from `rng`."""
+        if (still := self.still) is not None:
+            crop = np.asarray(image.crop(still.box(image.width, image.height)))
+            return self._finished(self._window(still.resized(crop).numpy(), rng), rng)
         box = self._draw(rng)(image.width, image.height)
-        return self._finished(np.asarray(image.crop(box)), rng)
+        return self._finished(resized(np.asarray(image.crop(box)), self.shape, interpolation=self.interpolation), rng)
 
     def read(self, source: Source, i: int, rng: np.random.Generator | None = None) -> UInt8[Tensor, "3 size size"]:
         """The pixels of a view of image `i` drawn from `rng`, those of `__call__` but for what `decode_crop` says."""
-        return self._finished(source.crop(i, self._draw(rng), shape=self.shape), rng)
+        if (still := self.still) is not None:
+            return self._finished(self._window(still.read(source, i), rng), rng)
+        crop = source.crop(i, self._draw(rng), shape=self.shape)
+        return self._finished(resized(crop, self.shape, interpolation=self.interpolation), rng)
 
     def _draw(self, rng: np.random.Generator | None) -> Callable[[int, int], Box]:
         assert rng is not None, "a training view draws from a generator"
         height, width = self.shape
         return functools.partial(_crop_box, min_area_ratio=self.min_area_ratio, rng=rng, aspect=width / height)
 
+    def _window(
+        self, still: UInt8[np.ndarray, "3 height width"], rng: np.random.Generator | None
+    ) -> UInt8[Tensor, "3 size size"]:
+        """A view-sized part of `still`, in memory of its own."""
+        assert rng is not None, "a training view draws from a generator"
+        (height, width), (top, left) = self.shape, (0, 0)
+        if self.margin is not None:
+            top, left = (int(rng.integers(has - needs + 1)) for has, needs in zip(still.shape[1:], self.shape))
+        return torch.from_numpy(still[:, top : top + height, left : left + width].copy())
+
     def _finished(
-        self, crop: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator | None
+        self, pixels: UInt8[Tensor, "3 size size"], rng: np.random.Generator | None
     ) -> UInt8[Tensor, "3 size size"]:
         assert rng is not None
-        pixels = resized(crop, self.shape, interpolation=self.interpolation)
         if self.flip and rng.random() < 0.5:
             pixels = pixels.flip(-1)
-        if self.shift_ratio or self.rotate or self.augment is not None:
+        if self.shift_ratio and not self.rotate:
+            rows, columns = (_places(side, rng, shift_ratio=self.shift_ratio) for side in self.shape)
+            pixels = torch.from_numpy(pixels.numpy()[:, rows][:, :, columns])
+        if self.rotate or self.augment is not None:
             image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            if self.shift_ratio or self.rotate:
+            if self.rotate:
                 image = _moved(image, rng, shift_ratio=self.shift_ratio, rotate=self.rotate)
             if self.augment is not None:
                 image = self.augment(image, rng)
@@ -199,34 +225,31 @@ def _cut(image: Image.Image) -> Image.Image:
 def _crop_box(width: int, height: int, *, min_area_ratio: float, rng: np.random.Generator, aspect: float) -> Box:
     """A random box of `min_area_ratio` to all of the area and 3/4 to 4/3 of `aspect` (arXiv:1409.4842, Sec. 6).
 
-    After ten boxes that do not fit, and for a `min_area_ratio` of 1, the largest centred box of that aspect.
+    After ten boxes that do not fit, the largest centred box of that aspect.
     """
-    if min_area_ratio < 1:
-        for _ in range(10):
-            area = width * height * rng.uniform(min_area_ratio, 1)
-            shape = aspect * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-            w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-            if 0 < w <= width and 0 < h <= height:
-                left, top = (int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)))
-                return left, top, left + w, top + h
-    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+    for _ in range(10):
+        area = width * height * rng.uniform(min_area_ratio, 1)
+        shape = aspect * math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = (int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)))
+            return left, top, left + w, top + h
+    return middle(width, height, aspect=aspect)
+
+
+def _places(size: int, rng: np.random.Generator, *, shift_ratio: float, margin: int = 0) -> Int[np.ndarray, " place"]:
+    """Which row or column comes where after a random shift by whole pixels; what comes in repeats the edge."""
+    reach = round(shift_ratio * size)
+    return np.clip(np.arange(-margin, size + margin) - rng.integers(-reach, reach + 1), 0, size - 1)
 
 
 def _moved(image: Image.Image, rng: np.random.Generator, *, shift_ratio: float, rotate: float) -> Image.Image:
     """`image` moved by whole pixels and turned about its centre; what comes in repeats the edge."""
     # Half of the diagonal less the short side is needed: 0.21 of the side of a square, up to 0.5 of the long side.
-    margin = math.ceil(max(image.size) * 3 / 4 - min(image.size) / 2) if rotate else 0
-
-    def places(size: int) -> np.ndarray:
-        reach = round(shift_ratio * size)
-        return np.clip(np.arange(-margin, size + margin) - rng.integers(-reach, reach + 1), 0, size - 1)
-
-    rows, columns = places(image.height), places(image.width)
-    moved = Image.fromarray(np.asarray(image)[rows[:, None], columns])
-    if not rotate:
-        return moved
+    margin = math.ceil(max(image.size) * 3 / 4 - min(image.size) / 2)
+    rows = _places(image.height, rng, shift_ratio=shift_ratio, margin=margin)
+    columns = _places(image.width, rng, shift_ratio=shift_ratio, margin=margin)
+    moved = Image.fromarray(np.take(np.take(np.asarray(image), rows, 0), columns, 1))
     turned = moved.rotate(rng.uniform(-rotate, rotate), Image.Resampling.BILINEAR)
     return turned.crop((margin, margin, margin + image.width, margin + image.height))
 

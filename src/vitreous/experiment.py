@@ -13,10 +13,12 @@ from vitreous.console import Console
 from vitreous.cores import cores
 from vitreous.data.layouts import absolute, open_data
 from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, recall
+from vitreous.data.remote import Remote
 from vitreous.distributed import World, launcher
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
 from vitreous.evaluation.held_out import splits_of
+from vitreous.fetching import Unavailable
 from vitreous.fields import walk
 from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
@@ -63,7 +65,7 @@ def preview(run: Run) -> dict[str, str]:
     Raises:
         InputError: if the data are not there, or the parts of the run do not go together.
     """
-    splits = open_data(run.data.path, val=run.data.val).named()
+    splits = open_data(run.data.path, val=run.data.val, remote=Remote(skip=run.data.missing_shards == "skip")).named()
     classes = splits["train"].classes
     spent = cost(plain_classifier(run.model, num_classes=len(classes)))
     check_parts(replace(run, weights=None), num_classes=len(classes))
@@ -108,13 +110,14 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     Raises:
         InputError: if the data cannot be trained on, or too many files cannot be read.
     """
-    if (before := _seen_before(config, folder)) is not None:
+    if (before := _seen_before(config, folder, console)) is not None:
         console.say(f"{config.path} is as it was")
         return before
     console.say(f"looking at {config.path}")
     try:
         with console.task("image", 0) as task:
-            prepared = prepare(config, progress=task.follow)
+            begun = folder.read() if folder.exists() else None
+            prepared = prepare(config, progress=task.follow, console=console, begun=begun)
     except BadData as error:
         _list_bad(error.bad, None if dry_run else folder, console)
         raise
@@ -124,12 +127,14 @@ def look(config: DataConfig, folder: RunFolder, console: Console, *, dry_run: bo
     return prepared
 
 
-def _seen_before(config: DataConfig, folder: RunFolder) -> Prepared | None:
+def _seen_before(config: DataConfig, folder: RunFolder, console: Console) -> Prepared | None:
     """What the run in `folder` found in the data when it began, if they are as they were then."""
     if not (folder.exists() and folder.split.exists()):
         return None
     try:
-        return recall(config, split_csv=read_text(folder.split), record=folder.read())
+        return recall(config, split_csv=read_text(folder.split), record=folder.read(), console=console)
+    except Unavailable:
+        raise
     except InputError:  # whatever is wrong is said when they are looked at anew
         return None
 
@@ -200,6 +205,7 @@ def carry_out(
             f"training on {world.device.type} ({world.processes}{world.threads} of {cores()} CPU cores, "
             f"{str(world.dtype).removeprefix('torch.')}) into {folder.path}"
         )
+        world.each(lambda: [source.bring() for source in (prepared.train, prepared.held_out[1])])
         objective = train(
             run,
             prepared.train,

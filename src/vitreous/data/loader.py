@@ -195,6 +195,7 @@ def _batches(
     images: _Images, view: View, plan: Sampler, *, num_workers: int, device: torch.device | str
 ) -> Iterator[Batch]:
     device = torch.device(device)
+    images.source.bring()  # here, since nobody waits for a worker that long
     loader = DataLoader(
         images,
         batch_size=None,  # the plan gives whole batches

@@ -1,6 +1,5 @@
 """Which images stand in many tars: by the index of a pack, or by the headers of any shards in WebDataset form."""
 
-import os
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -12,7 +11,7 @@ from vitreous.data.archives import TAR_SUFFIXES, labelled_members
 from vitreous.data.folders import children
 from vitreous.data.listing import Listing, number, split_name
 from vitreous.data.shard_index import INDEX, Index, read_index
-from vitreous.data.shards import ShardSource
+from vitreous.data.shards import Files, ShardSource
 from vitreous.data.source import Archive, Names
 from vitreous.errors import InputError, some
 
@@ -30,11 +29,11 @@ def list_shard_folder(folder: Path) -> Listing | None:
     folders, files = children(folder)
     tars = sorted(name for name in files if name.lower().endswith(TAR_SUFFIXES))
     plain = not folders and any(name.lower().endswith(".tar") for name in tars)
-    return _plain([folder / name for name in tars], given=str(folder)) if plain else None
+    return plain_shards([folder / name for name in tars], given=str(folder)) if plain else None
 
 
-def braces(pattern: str) -> list[Path]:
-    """The paths that `{000..012}` and `{a,b}` in `pattern` stand for, as shells and WebDataset read them.
+def braces(pattern: str) -> list[str]:
+    """What `{000..012}` and `{a,b}` in `pattern` stand for, as shells and WebDataset read them.
 
     Raises:
         InputError: if the braces cannot be read so.
@@ -54,7 +53,7 @@ def braces(pattern: str) -> list[Path]:
             total *= len(choices[-1])
         if not 0 < total <= MAX_SHARDS or any(mark in part for mark in "{}"):
             raise InputError(f"cannot read the braces of {pattern}; write train-{{000000..000012}}.tar or {{a,b}}.tar")
-    return [Path(os.path.expanduser("".join(chosen))) for chosen in product(*choices)]
+    return ["".join(chosen) for chosen in product(*choices)]
 
 
 def list_shards(paths: Sequence[Path], *, given: str) -> Listing:
@@ -66,7 +65,7 @@ def list_shards(paths: Sequence[Path], *, given: str) -> Listing:
     Raises:
         InputError: if a tar is missing, broken, gzip'ed, not the one its index tells of, or lacks labels.
     """
-    return list_indexed(paths, given=given) or _plain(paths, given=given)
+    return list_indexed(paths, given=given) or plain_shards(paths, given=given)
 
 
 def list_indexed(paths: Sequence[Path], *, given: str) -> Listing | None:
@@ -87,13 +86,22 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
     for path, shard in zip(paths, index.shards):
         if (length := path.stat().st_size) != shard.num_bytes:
             raise InputError(f"{path} has {length:,} bytes, its index says {shard.num_bytes:,}; fetch or pack it again")
+    return indexed_shards(index, Files(paths), given=given)
+
+
+def indexed_shards(index: Index, files: Files, *, given: str) -> Listing:
+    """The images of `files`, which are the shards that `index` tells of.
+
+    Raises:
+        InputError: if one has no label.
+    """
     if len(without := np.flatnonzero(index.labels < 0)):
         raise InputError(
             f"{len(without):,} of {len(index.labels):,} images in {given} have no label ({index.names[without[0]]}); "
             "pack labelled images"
         )
     source = ShardSource(
-        paths,
+        files,
         index.names,
         starts=index.starts,
         offsets=index.offsets,
@@ -107,7 +115,12 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
     return Listing(given, source, splits, [])
 
 
-def _plain(paths: Sequence[Path], *, given: str) -> Listing:
+def plain_shards(paths: Sequence[Path], *, given: str, files: Files | None = None) -> Listing:
+    """The images of tars by the headers of each; later they are read from `files`, by default those at `paths`.
+
+    Raises:
+        InputError: as for `list_shards`.
+    """
     _check_there(paths, given)
     names, labels, splits, notes, starts = [], [], [], [], [0]
     offsets, sizes = [], []
@@ -122,7 +135,7 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
                 f"{path} holds no labelled images; it needs a label beside each image (1.jpg, 1.cls), "
                 "or paths such as cat/1.jpg"
             )
-        split = next(filter(None, map(split_name, re.split(r"[-_.]", path.name))), "")
+        split = named_split(path.name)
         names += [f"{path.name}/{name}" for name in found.labels]
         labels += found.labels.values()
         splits += [split] * len(found.labels) if split else found.splits
@@ -133,7 +146,7 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
         raise InputError(f"{given}: {len(paths):,} tars hold no images; give shards with 1.jpg and 1.cls, or others")
     classes, numbers = number(labels)
     source = ShardSource(
-        paths,
+        files or Files(paths),
         Names(names),
         starts=starts,
         offsets=np.array(offsets, dtype=np.int64),
@@ -142,6 +155,11 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
         labels=numbers,
     )
     return Listing(given, source, splits, notes)
+
+
+def named_split(name: str) -> str:
+    """The split that the name of a tar tells, or empty."""
+    return next(filter(None, map(split_name, re.split(r"[-_.]", name))), "")
 
 
 def _check_there(paths: Sequence[Path], given: str) -> None:

@@ -73,6 +73,14 @@ class Source(ABC):
         """Equal as long as no image changes, told without decoding one; None where that cannot be told."""
         return None
 
+    def bring(self) -> None:
+        """Have on this machine what images are read from; at once where it is.
+
+        Raises:
+            InputError: if it cannot be had.
+        """
+        return  # most read what is here
+
     def select(self, indices: np.ndarray | Sequence[int]) -> Self:
         """The images at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -235,6 +243,11 @@ class JoinedSource(Source):
         """What the source that it comes from cuts out."""
         part, j = self._place(i)
         return part.crop(j, draw, shape=shape)
+
+    def bring(self) -> None:
+        """What each of the sources brings."""
+        for part in self.parts:
+            part.bring()
 
     def picture(self, data: bytes) -> Picture:
         """What a source of this kind makes of the bytes."""

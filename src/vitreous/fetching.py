@@ -187,10 +187,7 @@ class _Transfer:
         with self._open(resume) as answer, writing(self.target):
             total = None if answer.length is None else answer.length + (have if answer.status == 206 else 0)
             if None not in (total, self.size) and total != self.size:
-                self.part.unlink(missing_ok=True)
-                raise Unavailable(
-                    f"{self.url} has {total:,} bytes and should have {self.size:,}; put the right one there"
-                )
+                raise Broken(f"the server has {total:,} bytes of {self.size:,}")  # or shows a page of its own
             if answer.status != 206:
                 have = 0
                 self.part.write_bytes(b"")  # before the tag, which thus never is that of older bytes
@@ -202,7 +199,7 @@ class _Transfer:
             with open(self.part, "ab") as file:
                 for chunk in self._chunks(answer, have, total):
                     file.write(chunk)
-                file.flush()
+                    file.flush()  # a killed process has saved all that came
                 os.fsync(file.fileno())
             if (wanted := total or self.size) is not None and self._have() < wanted:
                 raise Broken(f"the connection broke at {_size(self._have())} of {_size(wanted)}")

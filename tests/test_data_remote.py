@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import io
 import json
 import multiprocessing
@@ -14,7 +15,8 @@ import pytest
 
 from faulty_server import FaultyServer, serving
 from pictures import class_folders, encoded, noise, packed, write
-from vitreous import fetching
+from processes import in_processes
+from vitreous import distributed, fetching
 from vitreous.cache import place
 from vitreous.console import Console
 from vitreous.data.layouts import absolute, open_data, open_held_out, short_name
@@ -217,7 +219,7 @@ def test_a_shard_that_is_not_the_one_of_the_index_is_refused(server):
     shard.write_bytes(shard.read_bytes()[:-512])
     assert "did not come in 5 attempts (the server has 8,704 bytes of 9,216)" in refusal(server.url)
     shard.write_bytes(bytes(9_216))
-    assert "train-000001.tar came with other bytes than its index tells of (CRC-32)" in refusal(server.url)
+    assert "(its bytes are not those that its index tells of (CRC-32))" in refusal(server.url)
     assert "train-000001.tar" not in whole(place(server.url + "x").parent)
 
 
@@ -279,6 +281,15 @@ def test_a_cache_that_cannot_be_written_is_an_error(server, tmp_path, monkeypatc
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "file"))
     assert "(Not a directory); make room there, or choose another folder with VITREOUS_CACHE" in refusal(server.url)
+
+
+def test_a_full_disk_stops_in_one_line_whatever_was_asked_for(server, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = refusal(server.url, missing_shards="skip")
+    assert "(No space left on device); make room there, or choose another folder with VITREOUS_CACHE" in words
 
 
 @pytest.mark.parametrize(
@@ -430,6 +441,22 @@ def test_processes_that_want_the_same_shards_fetch_each_once(server):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     tars = [name for name in server.names() if name.endswith(".tar")]
     assert sorted(tars) == [f"train-00000{k}.tar" for k in range(5)]
+
+
+def test_each_machine_of_a_world_fetches_what_it_reads(server, tmp_path):
+    expected = contents(server.url)["train"]
+
+    def work():
+        os.environ["VITREOUS_CACHE"] = str(tmp_path / os.environ["RANK"])
+        world = distributed.start(device="cpu", threads=1)
+        train = world.on_main(lambda: open_data(server.url, remote=REMOTE)).train
+        world.each(train.bring)
+        return [train.read(i) for i in range(len(train))], whole(tmp_path / str(world.rank))
+
+    first, second = in_processes(2, work)
+    assert first[0] == second[0] == [data for *_, data in expected]
+    assert first[1] == {INDEX, *second[1]}
+    assert second[1] == {f"train-00000{k}.tar" for k in range(5)}
 
 
 # Runs

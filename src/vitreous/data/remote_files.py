@@ -1,6 +1,7 @@
 """Files of a server as files of the cache folder: each is fetched once, whole, and then read like any other."""
 
 import hashlib
+import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +50,7 @@ class RemoteFile:
             while block := file.read(1 << 20):
                 checksum = zlib.crc32(block, checksum)
         if checksum != self.checksum:
-            raise Broken(f"{self.url} came with other bytes than its index tells of (CRC-32)")
+            raise Broken("its bytes are not those that its index tells of (CRC-32)")
 
 
 class RemoteFiles(Files):
@@ -72,8 +73,7 @@ class RemoteFiles(Files):
         Raises:
             InputError: if one cannot be had.
         """
-        wanted = [self.files[number] for number in numbers]
-        if absent := [file for file in wanted if not place(file.url).is_file()]:
+        if absent := [self.files[number] for number in numbers if not os.path.isfile(self.paths[number])]:
             fetch_all(absent, console=self.console)
 
     def stamp(self, numbers: Iterable[int]) -> str:

@@ -20,11 +20,13 @@ from vitreous import distributed, fetching
 from vitreous.cache import place
 from vitreous.console import Console
 from vitreous.data.layouts import absolute, open_data, open_held_out, short_name
+from vitreous.data.loader import training_batches
 from vitreous.data.pack import pack
 from vitreous.data.pack_shard import Settings
 from vitreous.data.prepare import DataConfig, prepare, recall
 from vitreous.data.remote import Remote
 from vitreous.data.shard_index import INDEX
+from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 
 QUIET = Console(quiet=True)
@@ -504,9 +506,6 @@ def test_a_run_without_some_shards_is_taken_up_again_without_them(server, vitreo
 
 
 def test_a_shard_that_vanishes_from_the_cache_comes_again_in_a_worker(server):
-    from vitreous.data.loader import training_batches
-    from vitreous.data.views import EvalView
-
     train = open_data(server.url, remote=REMOTE).train
     view = EvalView(image_size=8)
 
@@ -522,6 +521,19 @@ def test_a_shard_that_vanishes_from_the_cache_comes_again_in_a_worker(server):
     assert found == [
         batch.labels.tolist() for batch in training_batches(train, view, batch_size=6, seed=0, first_step=0, steps=6)
     ]
+
+
+def test_a_shard_lost_here_and_there_stops_a_run_in_one_line(server):
+    train = open_data(server.url, remote=REMOTE).train
+    view = EvalView(image_size=8)
+    batches = training_batches(train, view, batch_size=6, seed=0, first_step=0, steps=6)
+    next(batches)
+    train.files.open.clear()
+    server.always[""] = "404"
+    for file in place(server.url + "x").parent.glob("train-*.tar"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"cannot read .*\.png any more \(there is no file http.*\); put it back"):
+        list(batches)
 
 
 def test_a_pack_of_a_remote_pack_is_that_pack(server, tmp_path):

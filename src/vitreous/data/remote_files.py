@@ -95,7 +95,7 @@ def fetch_all(
 
     Args:
         skip: leave out what the server does not give, instead of ending with the first.
-        ask: let the server say whether what was fetched before is what it has now.
+        ask: let the server say whether what was fetched before, and no index tells of, is what it has now.
 
     Raises:
         Unavailable: if one cannot be had and none may be skipped.
@@ -131,18 +131,21 @@ class _Work:
     def __init__(self, files: Sequence[RemoteFile], *, follow: Callable[[int, int], None], console: Console, ask: bool):
         self.follow, self.console, self.ask = follow, console, ask
         self.stopped, self.lock = threading.Event(), threading.Lock()
-        self.num_files, self.num_known, self.expected, self.came = len(files), 0, 0, 0
+        absent = [file for file in files if not place(file.url).is_file()]
+        sizes = [file.size for file in absent if file.size is not None]
+        self.num_files, self.num_known, self.expected, self.came = len(absent), len(sizes), sum(sizes), 0
+        self.shown = (0, 0)
 
     def bring(self, file: RemoteFile) -> None:
         """One of the files; asks no more once nobody answers."""
         if place(file.url).is_file():
-            if self.ask and (reason := confirm(file.url)):
+            if self.ask and file.checksum is None and (reason := confirm(file.url)):
                 with self.lock:
                     say, self.ask = self.ask, False
                 if say:
                     self.console.say(f"what was fetched before is used, {file.url} first ({reason})")
             return
-        known, before = False, 0
+        known, before = file.size is not None, 0
 
         def came(have: int, total: int | None) -> None:
             nonlocal known, before
@@ -153,6 +156,9 @@ class _Work:
                     known, self.num_known, self.expected = True, self.num_known + 1, self.expected + total
                 self.came, before = self.came + have - before, have
                 whole = self.expected * self.num_files / max(self.num_known, 1)  # those to come are like the others
-                self.follow(round(self.came / 1e6), round(whole / 1e6))
+                shown = round(self.came / 1e6), round(whole / 1e6)
+                if shown != self.shown:
+                    self.shown = shown
+                    self.follow(*shown)
 
         file.fetch(Fetcher(warn=self.console.say, came=came, pause=self.stopped.wait, patient=True, remember=True))

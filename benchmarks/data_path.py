@@ -42,9 +42,9 @@ import torch
 from PIL import Image
 
 from vitreous.data import fast_jpeg
-from vitreous.data.cache import Cache
 from vitreous.data.layouts import open_data
 from vitreous.data.loader import training_batches
+from vitreous.data.pixel_cache import Cache
 from vitreous.data.source import Source
 from vitreous.data.views import TrainView
 from vitreous.data.vtab.copies import HeldSource

@@ -15,6 +15,8 @@ LEVELS = [
     {
         "errors",
         "files",
+        "cache",
+        "fetching",
         "config",
         "cores",
         "fields",

@@ -135,7 +135,7 @@ def test_further_data_are_trained_on_and_their_classes_go_by_name(tmp_path):
             assert data.classes[source.labels[i]] == name.removeprefix("2:").split("/")[0]
             root = tmp_path / ("drawings" if name.startswith("2:") else "photos")
             assert source.read(i) == (root / name.removeprefix("2:")).read_bytes()
-    assert data.train.sizes == tuple(
+    assert data.train.part_sizes == tuple(
         sum(name.startswith("2:") == further for name in names(data.train)) for further in (False, True)
     )
 
@@ -148,7 +148,7 @@ def test_what_is_measured_stays_that_of_the_first_and_copies_of_it_are_not_train
     data = prepare(DataConfig(path=str(tmp_path / "photos"), more=(str(tmp_path / "more"),)))
     assert len(data.test) == 6
     assert not any(name.startswith("2:") for name in names(data.test))
-    assert data.train.sizes == (8, 4)
+    assert data.train.part_sizes == (8, 4)
     assert any("6 val images of" in note and "are not used" in note for note in data.summary["notes"])
     assert data.summary["duplicates"]["across_splits"]["count"] == 2
 

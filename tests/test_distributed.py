@@ -164,6 +164,35 @@ def test_what_fails_in_the_main_process_is_said_there_alone():
     assert first[1] == second[1] == "and they go on together"
 
 
+def test_all_go_on_when_each_is_done_however_long_that_takes():
+    def work():
+        world = met(timeout_s=1.0)
+        done = []
+        world.each(lambda: (time.sleep(2.5 * world.rank), done.append(time.monotonic())))
+        return done[0], time.monotonic()
+
+    first, second = in_processes(2, work)
+    assert first[0] < second[0] <= first[1]
+
+
+def test_what_fails_in_one_process_is_said_there_and_ends_the_others():
+    def fail():
+        raise InputError("no such shard")
+
+    def work():
+        world = met()
+        try:
+            world.each(fail if world.rank == 1 else lambda: None)
+        except InputError as error:
+            return type(error), str(error)
+
+    assert in_processes(3, work) == [
+        (SaidElsewhere, "process 1 says why"),
+        (InputError, "no such shard"),
+        (SaidElsewhere, "process 1 says why"),
+    ]
+
+
 def test_a_mistake_before_the_processes_have_met_is_said_once_a_machine(monkeypatch):
     for rank, kind in (("0", InputError), ("1", SaidElsewhere)):
         monkeypatch.setenv("LOCAL_RANK", rank)

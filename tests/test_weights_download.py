@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from vitreous import fetching as module
 from vitreous.errors import InputError
-from vitreous.weights import download as module
 from vitreous.weights.download import download, google
 
 DATA = os.urandom(100_000)

@@ -101,10 +101,11 @@ class LiveTask(Task):
     """A bar that moves and a line of figures below it, on a terminal."""
 
     def __init__(self, label: str, total: int, done: int, stream: TextIO) -> None:
-        super().__init__(label, total, done)
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn
         from rich.text import Text
+
+        super().__init__(label, total, done)
 
         class Bar(Progress):
             figures = ""
@@ -119,7 +120,6 @@ class LiveTask(Task):
         self.id = self.bar.add_task(label, total=total or None, completed=done, text="")
 
     def __enter__(self) -> "LiveTask":
-        self.bar.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -132,3 +132,4 @@ class LiveTask(Task):
     def update(self, done: int, text: str = "") -> None:
         self.bar.figures = text
         self.bar.update(self.id, completed=done, text=f"{done:,}/{self.total:,}  {self.time_left(done)}")
+        self.bar.start()  # not before: what comes first may have a bar of its own

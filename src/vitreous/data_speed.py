@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from vitreous.data.batch import Batch
-from vitreous.data.cache import Cache
 from vitreous.data.loader import training_batches
+from vitreous.data.pixel_cache import Cache
 from vitreous.data.source import Source
 from vitreous.distributed import World
 from vitreous.run import Run

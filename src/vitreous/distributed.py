@@ -126,6 +126,29 @@ class World:
             raise SaidElsewhere("process 0 says why")
         return result
 
+    def each(self, work: Callable[[], object]) -> None:
+        """Go on when every process has done `work`; however long it takes.
+
+        Raises:
+            SaidElsewhere: when `work` raised in another process, where that error goes on.
+        """
+        if self.size == 1:
+            work()
+            return
+        key, store, error = f"each/{next(_turns)}", _store(), None
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+        keys = [f"{key}/{rank}" for rank in range(self.size)]
+        store.set(keys[self.rank], "failed" if error else "done")
+        while not store.check(keys):
+            time.sleep(MAIN_POLL_S)
+        if error is not None:
+            raise error
+        if failed := [rank for rank, name in enumerate(keys) if store.get(name) == b"failed"]:
+            raise SaidElsewhere(f"process {failed[0]} says why")
+
     def gather(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "process *shape"]:
         """That CPU tensor of every process, in the order of their ranks; all have the same shape."""
         if self.size == 1:

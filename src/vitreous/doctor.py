@@ -25,9 +25,9 @@ def examine() -> dict[str, str]:
 
     from vitreous import distributed
     from vitreous.allocator import keep_freed_memory
+    from vitreous.cache import cache_folder, offline
     from vitreous.cores import cores
     from vitreous.provenance import installed
-    from vitreous.weights.hub import cache_folder, offline
 
     facts = {"python": f"{platform.python_version()} on {platform.platform()}"}
     facts |= installed(PACKAGES)

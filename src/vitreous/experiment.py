@@ -17,6 +17,7 @@ from vitreous.distributed import World, launcher
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities
 from vitreous.evaluation.held_out import splits_of
+from vitreous.fetching import Unavailable
 from vitreous.fields import walk
 from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
@@ -132,13 +133,14 @@ def look(
     Raises:
         InputError: if `objective` cannot be trained on the data, or too many files cannot be read.
     """
-    if (before := _seen_before(config, folder)) is not None:
+    if (before := _seen_before(config, folder, console)) is not None:
         console.say(f"{' and '.join(config.places)} is as it was")
         return before
     console.say(f"looking at {' and '.join(config.places)}")
     try:
         with console.task("image", 0) as task:
-            prepared = prepare(config, check=objective.check, progress=task.follow)
+            begun = folder.read() if folder.exists() else None
+            prepared = prepare(config, check=objective.check, progress=task.follow, console=console, begun=begun)
     except BadData as error:
         _list_bad(error.bad, None if dry_run else folder, console)
         raise
@@ -148,12 +150,14 @@ def look(
     return prepared
 
 
-def _seen_before(config: DataConfig, folder: RunFolder) -> Prepared | None:
+def _seen_before(config: DataConfig, folder: RunFolder, console: Console) -> Prepared | None:
     """What the run in `folder` found in the data when it began, if they are as they were then."""
     if not (folder.exists() and folder.split.exists()):
         return None
     try:
-        return recall(config, split_csv=read_text(folder.split), record=folder.read())
+        return recall(config, split_csv=read_text(folder.split), record=folder.read(), console=console)
+    except Unavailable:
+        raise
     except InputError:  # whatever is wrong is said when they are looked at anew
         return None
 
@@ -225,6 +229,7 @@ def carry_out(
             f"training on {world.device.type} ({world.processes}{world.threads} of {cores()} CPU cores, "
             f"{str(training.dtype).removeprefix('torch.')}) into {folder.path}"
         )
+        world.each(lambda: [source.bring() for source in (prepared.train, prepared.held_out[1])])
         objective = train(
             run,
             prepared.train,

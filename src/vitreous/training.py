@@ -12,8 +12,8 @@ from vitreous.checkpoint import IDLE, Checkpoints
 from vitreous.claim import TakenOver
 from vitreous.console import Console
 from vitreous.data.batch import Batch
-from vitreous.data.cache import Cache
 from vitreous.data.loader import step_size
+from vitreous.data.pixel_cache import Cache
 from vitreous.data.source import Source
 from vitreous.diagnosis import diagnose
 from vitreous.distributed import World, lost

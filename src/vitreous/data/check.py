@@ -123,6 +123,8 @@ def check(path: str, *, val: str | None = None, progress: Callable[[int, int], N
     start = time.monotonic()
     opened = open_data(path, val=val)
     sources = opened.named()
+    for source in sources.values():
+        source.bring()
     total, before, seen = sum(map(len, sources.values())), 0, {}
     for split, source in sources.items():
         look = _Look(source)

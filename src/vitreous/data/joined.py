@@ -26,7 +26,7 @@ class JoinedSource(Source):
         self.starts = np.cumsum([0, *map(len, parts)])
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def part_sizes(self) -> tuple[int, ...]:
         """How many of these images come from each source; they must stand in the order of the sources."""
         parts = np.searchsorted(self.starts, self.rows, side="right") - 1
         assert (np.diff(parts) >= 0).all()
@@ -53,6 +53,11 @@ class JoinedSource(Source):
         """What the source that it comes from cuts out."""
         part, j = self._place(i)
         return self.parts[part].crop(j, draw, shape=shape)
+
+    def bring(self) -> None:
+        """What each of the sources brings."""
+        for part in self.parts:
+            part.bring()
 
     def picture(self, i: int, data: bytes) -> Picture:
         """What the source that it comes from makes of the bytes."""
@@ -89,7 +94,11 @@ def joined(first: Splits, more: Sequence[tuple[str, Splits]]) -> Splits:
         if unused:
             notes.append(f"the {' and '.join(unused)} images of {text} are not used")
         notes += [f"{text}: {note}" for note in splits.notes]
-    return Splits(**named, notes=notes)
+    found = Splits(**named, notes=notes)
+    found.missing = {
+        url: reason for splits in (first, *(one for _, one in more)) for url, reason in splits.missing.items()
+    }
+    return found
 
 
 def _counted_alike(sources: list[Source]) -> list[Source]:

@@ -1,19 +1,22 @@
-"""From what the user names to sources: folders, tars, manifests and the data sets known by name."""
+"""From what the user names to sources: folders, tars, manifests, addresses and the data sets known by name."""
 
 import difflib
 import os
 import re
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
+from vitreous.console import Console
 from vitreous.data import imagenet, named
 from vitreous.data.archives import TAR_SUFFIXES, list_archive
 from vitreous.data.folders import list_folder
 from vitreous.data.listing import NO_LABELS, Listing, Splits
 from vitreous.data.manifest import MANIFEST_SUFFIXES, list_manifest
 from vitreous.data.parquet import PARQUET_SUFFIX, list_parquet, parquet_files
+from vitreous.data.remote import Remote, is_url, list_remote
 from vitreous.data.shard_listing import braces, list_indexed, list_shard_folder, list_shards
 from vitreous.data.source import Source
 from vitreous.errors import InputError, did_you_mean, some
@@ -25,17 +28,19 @@ NAMED_FOLDERS = {
 }
 
 
-def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
+def open_data(path_or_name: str, *, val: str | None = None, remote: Remote | None = None) -> Splits:
     """The data at a path, or of a known name, in the splits it comes with; looks at names, not at images.
 
     Classes are in natural order (`class 9` before `class 10`, case ignored), except where a named data
     set has its own. `val` names other data to measure on, in place of what the first holds out; its classes are
-    matched by name to those of the first, and of its own splits val counts, else test.
+    matched by name to those of the first, and of its own splits val counts, else test. `remote` says how what is an
+    address is fetched.
 
     Raises:
         InputError: if nothing usable is there; says what was found and what is needed.
     """
-    splits = _named(path_or_name) or _listing(path_or_name).as_splits()
+    remote = remote or Remote()
+    splits = _named(path_or_name) or _listing(path_or_name, remote).as_splits()
     if val is not None:
         for name in ("val", "test"):
             if getattr(splits, name) is not None:
@@ -44,8 +49,9 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
         if other is not None:
             held_out, notes = (other.val or other.test or other.train).with_classes(splits.train.classes), other.notes
         else:
-            listing = _listing(val)
+            listing = _listing(val, remote)
             held_out, notes = listing.as_held_out(splits.train.classes), listing.notes
+            splits.missing = {**splits.missing, **listing.missing}
         splits.train, held_out = _alike(splits.train, held_out, val)
         splits.val, splits.test = held_out, None
         splits.notes += [f"{val}: {note}" for note in notes]
@@ -56,11 +62,11 @@ def open_data(path_or_name: str, *, val: str | None = None) -> Splits:
     return splits
 
 
-def open_held_out(path_or_name: str) -> tuple[str, Source, list[str]]:
+def open_held_out(path_or_name: str, *, console: Console | None = None) -> tuple[str, Source, list[str]]:
     """The images at a path, or of a known name, to measure a model on: name of their split, images, notes.
 
     Of several splits test counts, else val, else train; data in one piece are called `all`. One class is
-    enough. Classes are those of the images, in natural order.
+    enough. Classes are those of the images, in natural order. `console` shows what is fetched.
 
     Raises:
         InputError: if nothing usable is there or it has no labels; says what was found and what is needed.
@@ -68,7 +74,7 @@ def open_held_out(path_or_name: str) -> tuple[str, Source, list[str]]:
     if (splits := _named(path_or_name)) is not None:
         name, source = list(splits.named().items())[-1]
         return ("all" if name == "train" else name), source, splits.notes
-    listing = _listing(path_or_name)
+    listing = _listing(path_or_name, Remote(console=console or Console()))
     for split in ("test", "val", "", "train"):
         if (source := listing.part(split)) is not None:
             present = [source.classes[label] for label in np.flatnonzero(source.class_counts())]
@@ -95,7 +101,7 @@ def absolute(path_or_name: str, folder: Path) -> str:
     name, colon, path = path_or_name.partition(":")
     if colon and name in NAMED_FOLDERS:
         return f"{name}:{absolute(path, folder)}"
-    if _is_digits(path_or_name):
+    if _is_digits(path_or_name) or is_url(path_or_name):
         return path_or_name
     return os.path.realpath(folder / os.path.expanduser(path_or_name))
 
@@ -105,7 +111,8 @@ def short_name(path_or_name: str) -> str:
     name, colon, _ = path_or_name.partition(":")
     if (colon and name in NAMED_FOLDERS) or _is_digits(path_or_name):
         return name
-    return re.split(r"[-_]?\{|\.", Path(os.path.realpath(path_or_name)).name)[0]
+    path = urlsplit(path_or_name).path if is_url(path_or_name) else path_or_name
+    return re.split(r"[-_]?\{|\.", Path(os.path.realpath(path)).name)[0]
 
 
 def _is_digits(text: str) -> bool:
@@ -126,13 +133,15 @@ def _named(text: str) -> Splits | None:
     return None
 
 
-def _listing(text: str) -> Listing:
+def _listing(text: str, remote: Remote) -> Listing:
+    if is_url(text):
+        return list_remote(text, remote)
     path = Path(os.path.expanduser(text))
     if path.is_dir():
         shards = list_shard_folder(path)
         return shards or (list_parquet(path) if parquet_files(path) else list_folder(path))
     if "{" in text and not path.exists():
-        return list_shards(braces(text), given=text)
+        return list_shards([Path(os.path.expanduser(name)) for name in braces(text)], given=text)
     if not path.exists():
         raise InputError(f"no such file or folder: {text}{_suggestion(path, text)}")
     if not path.is_file():

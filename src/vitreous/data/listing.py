@@ -53,6 +53,8 @@ class Splits:
     test: Source | None = None
     notes: list[str] = field(default_factory=list)
     """What was skipped or assumed, one line each."""
+    missing: dict[str, str] = field(default_factory=dict, init=False)
+    """Why each shard was skipped, by its address."""
 
     def named(self) -> dict[str, Source]:
         """The splits that exist, by name."""
@@ -70,6 +72,8 @@ class Listing:
     splits: list[str]
     """`train`, `val`, `test`, or empty where the layout says nothing, for each image."""
     notes: list[str]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why each shard was skipped, by its address."""
 
     def part(self, split: str) -> Source | None:
         """The images of one split, or None when there are none."""
@@ -95,11 +99,13 @@ class Listing:
         if named and (stray := self.splits.count("")):
             notes.append(f"{stray} images belong to no split and are not used")
         held_out = {name: self.part(name) for name in ("val", "test")}
-        return Splits(
+        splits = Splits(
             train.with_classes(classes),
             **{name: source and source.with_classes(classes) for name, source in held_out.items()},
             notes=notes,
         )
+        splits.missing = self.missing
+        return splits
 
     def as_held_out(self, classes: tuple[str, ...]) -> Source:
         """The images to measure on, labelled by the training `classes`.

@@ -80,7 +80,7 @@ def training_batches(
     that do not fill a batch; which ones changes by epoch. A source smaller than `batch_size` gives batches of the
     whole source. Each image comes in `num_repeats` views, drawn one by one (arXiv:1901.09335), all images of a part
     before any comes again; and with `shape_at` in the height and width that it gives for the step. With `shares`, one
-    for each of the source's `sizes`, its parts are mixed so, however many images each has.
+    for each of the source's `part_sizes`, its parts are mixed so, however many images each has.
 
     Raises:
         InputError: if there are too few images for `num_micro_batches`, or one can no longer be read; names it.
@@ -90,7 +90,7 @@ def training_batches(
     order: Order = Shuffled(len(source), size, seed)
     if shares:
         size = step_size(batch_size, batch_size, num_micro_batches=num_micro_batches)
-        order = Mixture.of(source.sizes, shares, batch_size=size, seed=seed)
+        order = Mixture.of(source.part_sizes, shares, batch_size=size, seed=seed)
     part = size // num_micro_batches
     plan = _TrainingPlan(order, range(first_step, steps), part, mine, num_repeats, shape_at)
     yield from _batches(_Images(source, view, seed), view, plan, num_workers=num_workers, device=device)
@@ -196,6 +196,7 @@ def _batches(
     images: _Images, view: View, plan: Sampler, *, num_workers: int, device: torch.device | str
 ) -> Iterator[Batch]:
     device = torch.device(device)
+    images.source.bring()  # here, since nobody waits for a worker that long
     loader = DataLoader(
         images,
         batch_size=None,  # the plan gives whole batches

@@ -23,6 +23,7 @@ from vitreous.console import Console, Task
 from vitreous.cores import cores
 from vitreous.data.layouts import open_data
 from vitreous.data.pack_shard import Samples, Settings, write_shard
+from vitreous.data.remote import Remote, is_url
 from vitreous.data.shard_index import INDEX, SHARD, Index, Shard, joined, read_index
 from vitreous.data.source import Source
 from vitreous.errors import InputError, some
@@ -68,7 +69,9 @@ def pack(data: str, folder: Path, *, settings: Settings, workers: int | None = N
     Raises:
         InputError: if the data cannot be used or the folder not be written, or it holds anything else.
     """
-    opened = open_data(data)
+    opened = open_data(data, remote=Remote(console=console))
+    for source in opened.named().values():
+        source.bring()
     sources = opened.named()
     plan = _plan(sources, settings)
     _check_apart(data, folder)
@@ -182,6 +185,8 @@ def _plan(sources: dict[str, Source], settings: Settings) -> str:
 
 def _check_apart(data: str, folder: Path) -> None:
     """Refuse to write into the folder of the data: the shards would be data the next time."""
+    if is_url(data):
+        return
     _, colon, path = data.partition(":")
     given = Path(os.path.realpath(os.path.expanduser(path if colon and not os.path.exists(data) else data)))
     if given.is_dir() and Path(os.path.realpath(folder)).is_relative_to(given):

@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vitreous.config import BELOW_ONE, Config, check_ranges, from_dict
+from vitreous.console import Console
 from vitreous.data.duplicates import Duplicates, find_duplicates
 from vitreous.data.joined import joined
 from vitreous.data.layouts import absolute, open_data, short_name
 from vitreous.data.listing import Splits
 from vitreous.data.order import PERIOD
+from vitreous.data.remote import Remote
 from vitreous.data.source import Source
 from vitreous.data.split import iterative, stratified
 from vitreous.data.survey import Survey, survey
@@ -27,6 +29,8 @@ from vitreous.files import csv_text
 
 SHOWN = 20
 COLUMNS = ("split", "file", "label", "note")
+MISSING = "missing_shards"
+"""Addresses of what was left out, in the summary."""
 EXCLUDED, UNREADABLE = "excluded", "unreadable"
 """In place of a split, in split.csv."""
 
@@ -36,7 +40,7 @@ class DataConfig(Config):
     """Which images to train and measure on."""
 
     path: str = "digits"
-    """Folder of class folders, tar, CSV, or a name: digits, cifar10:PATH, fashion-mnist:PATH."""
+    """Folder of class folders, tar, CSV, address, or a name: digits, cifar10:PATH, fashion-mnist:PATH."""
     val: str | None = None
     """A second folder, tar or CSV to measure on; without one, `path` says or a part is held out."""
     more: tuple[str, ...] = ()
@@ -55,6 +59,8 @@ class DataConfig(Config):
     """Part of the files that may be unreadable before training is refused."""
     allow_bad: bool = False
     """Train however many files are unreadable."""
+    missing_shards: Literal["stop", "skip"] = "stop"
+    """What to do when a server does not give a shard: stop, or train without it and list it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1), dev_ratio=(0, BELOW_ONE))
@@ -72,14 +78,16 @@ class DataConfig(Config):
         """All data to train on, as they are given."""
         return self.path, *self.more
 
-    def open(self) -> Splits:
-        """The data in the splits they come with, by names alone.
+    def open(self, remote: Remote | None = None) -> Splits:
+        """The data in the splits they come with, by names alone; `remote` says how what is an address is fetched.
 
         Raises:
             InputError: if they are not there.
         """
-        opened = open_data(self.path, val=self.val)
-        return joined(opened, [(short_name(text), open_data(text)) for text in self.more]) if self.more else opened
+        remote = remote or Remote(skip=self.missing_shards == "skip")
+        opened = open_data(self.path, val=self.val, remote=remote)
+        more = [(short_name(text), open_data(text, remote=remote)) for text in self.more]
+        return joined(opened, more) if more else opened
 
     @classmethod
     def of_run(cls, record: dict[str, Any]) -> "DataConfig":
@@ -166,20 +174,26 @@ def prepare(
     *,
     check: Callable[[Splits], None] = lambda opened: None,
     progress: Callable[[int, int], None] | None = None,
+    console: Console | None = None,
+    begun: dict[str, Any] | None = None,
 ) -> Prepared:
     """Look at every image that `config` names, and say what to train and what to measure on.
 
     Splits that exist are kept. Data in one piece are split by class, the held-out part is called test.
     Unreadable files are left out and counted; `duplicates` says which copies are. `check` may refuse the data before
-    images are looked at. `progress` gets the number of images done and of all.
+    images are looked at. `progress` gets the number of images done and of all; `console` shows what is fetched. `begun`
+    is the run.json of a run that goes on: it left out the shards that it will leave out, and stops where another is
+    missing.
 
     Raises:
         BadData: if more than `max_bad_ratio` of the files are unreadable, unless `allow_bad`.
         InputError: if the data cannot be used; the message says why and what to do.
     """
     start = time.monotonic()
-    opened = config.open()
+    opened = config.open(_remote(config, console, begun))
     check(opened)
+    for source in opened.named().values():
+        source.bring()
     seen = _seen(opened, config)  # first, so that what changes while it is looked at is looked at again
     sources, notes, classes = opened.named(), list(opened.notes), opened.train.classes
     surveys = _survey_all(sources, progress)
@@ -189,6 +203,7 @@ def prepare(
         for i, reason in sorted(found.bad.items())
     ]
     _check_bad(bad, sum(map(len, sources.values())), config)
+    bad += [BadFile(url, "", reason) for url, reason in opened.missing.items()]
 
     digests = {split: found.digests for split, found in surveys.items()}
     duplicates = find_duplicates(digests, {split: source.labels for split, source in sources.items()})
@@ -224,6 +239,7 @@ def prepare(
         "multi_label": final["train"].multi_label,
         **_looks(list(surveys.values())),
         "bad": {"count": len(bad), "first": [vars(file) for file in bad[:SHOWN]]},
+        **({MISSING: list(opened.missing)} if opened.missing else {}),
         "duplicates": groups,
         "excluded": len(excluded),
         "notes": notes,
@@ -235,7 +251,9 @@ def prepare(
     return replace(prepared, stamp=_stamp(seen, prepared.split_csv()))
 
 
-def recall(config: DataConfig, *, split_csv: str, record: dict[str, Any]) -> Prepared | None:
+def recall(
+    config: DataConfig, *, split_csv: str, record: dict[str, Any], console: Console | None = None
+) -> Prepared | None:
     """What `prepare` gave when a run was begun, without looking at the images again; None if they may have changed.
 
     `split_csv` is the run's split.csv, `record` its run.json with the summary as `data`, `data_fingerprint` and
@@ -245,7 +263,7 @@ def recall(config: DataConfig, *, split_csv: str, record: dict[str, Any]) -> Pre
     Raises:
         InputError: if the data are no longer where `config` says.
     """
-    opened = config.open()
+    opened = config.open(_remote(config, console, record))
     stamp = _stamp(_seen(opened, config), split_csv)
     if stamp is None or stamp != record.get("data_stamp") or not {"data", "data_fingerprint"} <= record.keys():
         return None
@@ -258,13 +276,25 @@ def recall(config: DataConfig, *, split_csv: str, record: dict[str, Any]) -> Pre
     return Prepared(*sources, classes, summary, bad, excluded, fingerprint, stamp, splits.get("dev"))
 
 
-def reopen(config: DataConfig, split_csv: str) -> dict[str, Source]:
+def reopen(config: DataConfig, split_csv: str, *, record: dict[str, Any] | None = None) -> dict[str, Source]:
     """The splits that `Prepared.split_csv` wrote, by name, without looking at the images again.
+
+    `record` is the run.json beside it, which says what shards were left out.
 
     Raises:
         InputError: if the list is damaged, the data are no longer where `config` says or lack a file of it.
     """
-    return _chosen(config.open(), config, split_csv)[0]
+    opened = config.open(_remote(config, None, record or {}))
+    return _chosen(opened, config, split_csv)[0]
+
+
+def _remote(config: DataConfig, console: Console | None, begun: dict[str, Any] | None) -> Remote:
+    """How shards are fetched: for a run that was begun, just those that it had."""
+    data = begun.get("data") if begun is not None else None
+    left_out = data.get(MISSING) if isinstance(data, dict) else None
+    without = frozenset(left_out if isinstance(left_out, list) else ())
+    skip = begun is None and config.missing_shards == "skip"
+    return Remote(skip=skip, without=without, console=console or Console())
 
 
 def _chosen(

@@ -1,6 +1,5 @@
 """Which images stand in many tars: by the index of a pack, or by the headers of any shards in WebDataset form."""
 
-import os
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -12,7 +11,7 @@ from vitreous.data.archives import TAR_SUFFIXES, labelled_members
 from vitreous.data.folders import children
 from vitreous.data.listing import Listing, numbered, split_name
 from vitreous.data.shard_index import INDEX, Index, read_index
-from vitreous.data.shards import ShardSource
+from vitreous.data.shards import Files, ShardSource
 from vitreous.data.source import Archive, Names
 from vitreous.errors import InputError, some
 
@@ -30,11 +29,11 @@ def list_shard_folder(folder: Path) -> Listing | None:
     folders, files = children(folder)
     tars = sorted(name for name in files if name.lower().endswith(TAR_SUFFIXES))
     plain = not folders and any(name.lower().endswith(".tar") for name in tars)
-    return _plain([folder / name for name in tars], given=str(folder)) if plain else None
+    return plain_shards([folder / name for name in tars], given=str(folder)) if plain else None
 
 
-def braces(pattern: str) -> list[Path]:
-    """The paths that `{000..012}` and `{a,b}` in `pattern` stand for, as shells and WebDataset read them.
+def braces(pattern: str) -> list[str]:
+    """What `{000..012}` and `{a,b}` in `pattern` stand for, as shells and WebDataset read them.
 
     Raises:
         InputError: if the braces cannot be read so.
@@ -54,7 +53,7 @@ def braces(pattern: str) -> list[Path]:
             total *= len(choices[-1])
         if not 0 < total <= MAX_SHARDS or any(mark in part for mark in "{}"):
             raise InputError(f"cannot read the braces of {pattern}; write train-{{000000..000012}}.tar or {{a,b}}.tar")
-    return [Path(os.path.expanduser("".join(chosen))) for chosen in product(*choices)]
+    return ["".join(chosen) for chosen in product(*choices)]
 
 
 def list_shards(paths: Sequence[Path], *, given: str) -> Listing:
@@ -66,7 +65,7 @@ def list_shards(paths: Sequence[Path], *, given: str) -> Listing:
     Raises:
         InputError: if a tar is missing, broken, gzip'ed, not the one of its index, or lacks labels that others have.
     """
-    return list_indexed(paths, given=given) or _plain(paths, given=given)
+    return list_indexed(paths, given=given) or plain_shards(paths, given=given)
 
 
 def list_indexed(paths: Sequence[Path], *, given: str) -> Listing | None:
@@ -87,6 +86,15 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
     for path, shard in zip(paths, index.shards):
         if (length := path.stat().st_size) != shard.num_bytes:
             raise InputError(f"{path} has {length:,} bytes, its index says {shard.num_bytes:,}; fetch or pack it again")
+    return indexed_shards(index, Files(paths), given=given)
+
+
+def indexed_shards(index: Index, files: Files, *, given: str) -> Listing:
+    """The images of `files`, which are the shards that `index` tells of.
+
+    Raises:
+        InputError: if some have a label and others have none.
+    """
     without = np.flatnonzero(index.labels < 0)
     if 0 < len(without) < len(index.labels):
         raise InputError(
@@ -94,7 +102,7 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
             "pack labelled images, or unlabelled ones alone"
         )
     source = ShardSource(
-        paths,
+        files,
         index.names,
         starts=index.starts,
         offsets=index.offsets,
@@ -109,7 +117,12 @@ def _packed(folder: Path, index: Index, *, given: str) -> Listing:
     return Listing(given, source, splits, [])
 
 
-def _plain(paths: Sequence[Path], *, given: str) -> Listing:
+def plain_shards(paths: Sequence[Path], *, given: str, files: Files | None = None) -> Listing:
+    """The images of tars by the headers of each; later they are read from `files`, by default those at `paths`.
+
+    Raises:
+        InputError: as for `list_shards`.
+    """
     _check_there(paths, given)
     names, labels, splits, notes, starts = [], [], [], [], [0]
     offsets, sizes, without = [], [], []
@@ -121,7 +134,7 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
             notes.append(f"{path.name} is empty")
         elif all(label is None for label in found.labels.values()):
             without.append(path)
-        split = next(filter(None, map(split_name, re.split(r"[-_.]", path.name))), "")
+        split = named_split(path.name)
         names += [f"{path.name}/{name}" for name in found.labels]
         labels += found.labels.values()
         splits += [split] * len(found.labels) if split else found.splits
@@ -137,7 +150,7 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
         )
     classes, numbers, sets = numbered(labels)
     source = ShardSource(
-        paths,
+        files or Files(paths),
         Names(names),
         starts=starts,
         offsets=np.array(offsets, dtype=np.int64),
@@ -147,6 +160,11 @@ def _plain(paths: Sequence[Path], *, given: str) -> Listing:
     )
     source.sets = sets
     return Listing(given, source, splits, notes)
+
+
+def named_split(name: str) -> str:
+    """The split that the name of a tar tells, or empty."""
+    return next(filter(None, map(split_name, re.split(r"[-_.]", name))), "")
 
 
 def _check_there(paths: Sequence[Path], given: str) -> None:

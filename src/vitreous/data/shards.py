@@ -33,7 +33,7 @@ class ShardSource(Source):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        files: "Files",
         names: Names,
         *,
         starts: Sequence[int],
@@ -45,7 +45,7 @@ class ShardSource(Source):
         first_keys: Sequence[int] | None = None,
     ):
         super().__init__(classes, labels)
-        self.files = Files(paths)
+        self.files = files
         self.names, self.starts = names, list(starts)
         self.offsets, self.sizes, self.checksums = offsets, sizes, checksums
         self.first_keys = first_keys
@@ -73,10 +73,14 @@ class ShardSource(Source):
 
     def stamp(self) -> str | None:
         """A digest of the size and the time of change of every tar that images come from, and of its index."""
-        used = np.unique(np.searchsorted(self.starts, self.rows, side="right") - 1)
-        paths = [Path(self.files.paths[shard]) for shard in used]
-        indices = sorted({path.parent / INDEX for path in paths}) if self.checksums is not None else []
-        return sizes_and_times([*paths, *indices])
+        return self.files.stamp(self._used())
+
+    def bring(self) -> None:
+        """Have every tar that images come from on this machine."""
+        self.files.bring(self._used())
+
+    def _used(self) -> list[int]:
+        return np.unique(np.searchsorted(self.starts, self.rows, side="right") - 1).tolist()
 
     def _place(self, row: int, shard: int) -> str:
         if self.first_keys is None:
@@ -100,6 +104,18 @@ class Files:
         self.__init__(())
         self.paths = paths
 
+    def bring(self, numbers: Iterable[int]) -> None:
+        """Have those files on this machine, where they are already."""
+
+    def stamp(self, numbers: Iterable[int]) -> str:
+        """A digest of the size and the time of change of those files, and of the index beside them."""
+        paths = [Path(self.paths[number]) for number in numbers]
+        return sizes_and_times([*paths, *filter(Path.is_file, sorted({path.parent / INDEX for path in paths}))])
+
+    def path(self, number: int) -> str:
+        """Where the file is to be opened."""
+        return self.paths[number]
+
     def read(self, number: int, *, offset: int, size: int) -> bytes:
         """`size` bytes of file `number` from `offset` on, or what there is of them.
 
@@ -108,7 +124,7 @@ class Files:
         """
         try:
             with self.lock:
-                file = self.open.pop(number, None) or _File(self.paths[number])
+                file = self.open.pop(number, None) or _File(self.path(number))
                 self.open[number] = file  # the one used last stands last
                 if len(self.open) > MAX_OPEN:
                     del self.open[next(iter(self.open))]  # closed when no thread reads from it any more

@@ -81,8 +81,16 @@ class Source(ABC):
         """Equal as long as no image changes, told without decoding one; None where that cannot be told."""
         return None
 
+    def bring(self) -> None:
+        """Have on this machine what images are read from; at once where it is.
+
+        Raises:
+            InputError: if it cannot be had.
+        """
+        return  # most read what is here
+
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def part_sizes(self) -> tuple[int, ...]:
         """How many of these images come from each of several data sets, which stand one after another."""
         return (len(self),)
 

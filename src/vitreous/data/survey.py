@@ -67,6 +67,7 @@ def survey(
                 also(i, data, picture)
         return stop - start
 
+    source.bring()
     looked: list[tuple[str, str, bool]] = []
     done = 0
     with ThreadPoolExecutor(max_workers=min(cores(), MAX_THREADS)) as pool:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vitreous.cache import cache_folder
 from vitreous.data.source import ArraySource, Source
 from vitreous.files import write_bytes
-from vitreous.weights.hub import cache_folder
 
 CHUNK = 1024
 """Images an entry holds."""

@@ -40,7 +40,7 @@ def held_out_images(data: str, *, model: str, console: Console) -> HeldOut:
         split = "test" if "test" in splits else "val"
         console.say(f"measuring on the {split} images that {run.path} held out")
         return HeldOut(split, splits[split], [])
-    split, source, notes = open_held_out(data)
+    split, source, notes = open_held_out(data, console=console)
     for note in notes:
         console.say(f"{data}: {note}")
     with console.task("image", len(source)) as task:
@@ -69,7 +69,8 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
         console.say(f"the splits are those of {run.path}; its encoder was trained on the images to learn from")
     else:
         with console.task("image", 0) as task:
-            prepared = prepare(config, check=Supervised(loss="sigmoid").check, progress=task.follow)
+            check = Supervised(loss="sigmoid").check
+            prepared = prepare(config, check=check, progress=task.follow, console=console)
         train, rest, bad = prepared.train, (prepared.val, prepared.test), prepared.bad
         _name(bad, console)
         if prepared.excluded:
@@ -103,7 +104,8 @@ def splits_of(run: RunFolder) -> dict[str, Source]:
     Raises:
         InputError: if its list is damaged, or the data are no longer where they were.
     """
-    return reopen(DataConfig.of_run(run.read()), read_text(run.split))
+    record = run.read()
+    return reopen(DataConfig.of_run(record), read_text(run.split), record=record)
 
 
 def _same_data(run: RunFolder, data: str) -> bool:

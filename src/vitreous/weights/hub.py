@@ -3,11 +3,11 @@
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from vitreous.cache import cache_folder, offline
 from vitreous.errors import InputError, some
 
 COMPANIONS = ("config.json", "preprocessor_config.json")
@@ -17,19 +17,6 @@ WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 PROBE_TIMEOUT_S = 4
 ANSWER_TIMEOUT_S = 30
-
-
-def cache_folder() -> Path:
-    """Where a model fetched by hand is looked for: $VITREOUS_CACHE, or vitreous/ among the user's caches."""
-    if folder := os.environ.get("VITREOUS_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitreous"
-
-
-def offline() -> bool:
-    """Whether HF_HUB_OFFLINE or VITREOUS_OFFLINE forbids asking the Hub."""
-    chosen = (os.environ.get(name, "").lower() for name in ("HF_HUB_OFFLINE", "VITREOUS_OFFLINE"))
-    return any(value in ("1", "true", "yes", "on") for value in chosen)
 
 
 def weights_in(folder: Path) -> Path | None:

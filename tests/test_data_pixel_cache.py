@@ -9,9 +9,9 @@ from PIL import Image
 
 from pictures import encoded, noise, smooth, write
 from vitreous.data.augment import TrivialAugment
-from vitreous.data.cache import CHUNK, Cache
 from vitreous.data.layouts import open_data
 from vitreous.data.loader import training_batches
+from vitreous.data.pixel_cache import CHUNK, Cache
 from vitreous.data.source import FileSource, Source
 from vitreous.data.still import MAX_STRETCH
 from vitreous.data.views import TrainView

@@ -168,14 +168,18 @@ class _Kept(Source):
         """What the source cuts out."""
         return self.source.crop(int(self.rows[i]), draw, shape=shape)
 
+    def bring(self) -> None:
+        """What the source brings: a removed cache is replaced by it."""
+        self.source.bring()
+
     def picture(self, i: int, data: bytes) -> Picture:
         """What the source makes of the bytes."""
         return self.source.picture(int(self.rows[i]), data)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def part_sizes(self) -> tuple[int, ...]:
         """Those of the source."""
-        return self.source.select(self.rows).sizes
+        return self.source.select(self.rows).part_sizes
 
     def stamp(self) -> str | None:
         """That of the source."""

@@ -80,7 +80,7 @@ def preview(run: Run) -> dict[str, str]:
     run.objective.check(opened)
     splits = opened.named()
     classes = splits["train"].classes
-    spent = cost(plain_classifier(run.model, num_classes=len(classes)))
+    spent = cost(plain_classifier(run.model, num_classes=len(classes) or 1))
     check_parts(replace(run, weights=None), num_classes=len(classes))
     counts = ", ".join(f"{len(source):,} {split}" for split, source in splits.items())
     batch_size = min(run.batch_size, len(splits["train"]))

@@ -105,7 +105,7 @@ def joined(parts: Sequence[Index]) -> Index:
     """The shards of all parts, which are of one plan, in that order."""
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OF_IMAGES}
     lengths = np.concatenate([np.diff(part.names.ends) for part in parts])
-    names = Names.of(b"".join(part.names.text for part in parts), lengths)
+    names = Names.of(np.concatenate([part.names.text for part in parts]), lengths)
     return Index(parts[0].plan, parts[0].classes, sum((part.shards for part in parts), ()), names=names, **arrays)
 
 
@@ -124,7 +124,7 @@ def read_index(path: Path) -> Index:
             Shard(**{**fields, "bad": tuple((str(name), str(reason)) for name, reason in fields["bad"])})
             for fields in about["shards"]
         )
-        names = Names.of(found["name_text"].tobytes(), found["name_lengths"])
+        names = Names.of(found["name_text"], found["name_lengths"])
         arrays = {name: found[name] for name in OF_IMAGES}
         index = Index(str(about["plan"]), tuple(map(str, about["classes"])), shards, names=names, **arrays)
         _check(index)

@@ -21,7 +21,9 @@ POLL_S = 5.0
 """How soon a worker that died is noticed."""
 TIMEOUT_S = 120.0
 """How long an image may take, or a batch of which no image is being read."""
-NO_IMAGE = -1
+START_S = 600.0
+"""How long workers may take to start: on a shared disk, libraries come slowly."""
+NO_IMAGE, NOT_STARTED = -1, -2
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def notes(num_workers: int) -> MutableSequence[int]:
         return [NO_IMAGE]
     locks = multiprocessing.get_context("spawn").Lock
     _ = [locks() for _ in range(10 + 3 * num_workers)]  # as many as torch takes, which ends in a mess where it cannot
-    return RawArray("q", [NO_IMAGE] * num_workers)
+    return RawArray("q", [NOT_STARTED] * num_workers)
 
 
 def patient(loader: DataLoader, reading: MutableSequence[int], where: Callable[[int], str]) -> Iterator[Any]:
@@ -74,11 +76,11 @@ def patient(loader: DataLoader, reading: MutableSequence[int], where: Callable[[
                 raise
             waited = waited + POLL_S if list(reading) == before else 0.0
             before = list(reading)
-            if waited < TIMEOUT_S:
+            if waited < (START_S if NOT_STARTED in before else TIMEOUT_S):
                 continue
             for worker in workers:
                 worker.kill()  # C code may keep one from hearing anything else, and we would wait for it at our end
-            raise _hangs([i for i in before if i != NO_IMAGE], waited, where) from error
+            raise _hangs([i for i in before if i >= 0], waited, where) from error
         waited = 0.0
         yield loaded
 
@@ -87,8 +89,8 @@ def _died(code: int | None, i: int, where: Callable[[int], str]) -> InputError:
     how = f"ended with exit code {code}"
     if code is not None and -code in set(signal.Signals):
         how = f"was killed by {signal.Signals(-code).name}"
-    what = "a process that reads images" if i == NO_IMAGE else f"the process that read {where(i)}"
-    look = "free memory" if i == NO_IMAGE else "that file and at free memory"
+    what = "a process that reads images" if i < 0 else f"the process that read {where(i)}"
+    look = "free memory" if i < 0 else "that file and at free memory"
     return InputError(
         f"{what} {how}; look at {look}, then give the same command again; --num_workers 0 reads without such processes"
     )

@@ -62,3 +62,14 @@ def test_nobody_listens_where_the_shell_has_closed_stderr(monkeypatch):
     console.say("nothing")
     with console.task("image", 3) as task:
         task.update(3)
+
+
+def test_a_name_from_an_archive_commands_no_terminal(vitreous, tmp_path):
+    stream = io.StringIO()
+    Console(stream=stream).say("cat\n\x1b]0;owned\x07\x9b2J żółw 猫")
+    assert stream.getvalue() == "cat\\n\\x1b]0;owned\\x07\\x9b2J żółw 猫\n"
+    odd = tmp_path / "odd\x1b[2J\x07"
+    odd.mkdir()
+    err = vitreous("fit", odd).err
+    assert "odd\\x1b[2J\\x07 holds no images" in err
+    assert "\x1b" not in err

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from pictures import class_folders, encoded, noise, packed, write
-from vitreous.data import loader
 from vitreous.data.layouts import open_data
 from vitreous.data.loader import evaluation_batches, step_size, steps_per_epoch, training_batches
 from vitreous.data.order import positions
@@ -246,39 +245,6 @@ def test_views_have_the_shape_of_their_step(num_workers):
     assert [batch.images.shape for batch in found] == [(1, 4, 3, 4, 6), (1, 4, 3, 6, 6), (1, 4, 3, 8, 6)]
 
 
-class Dying(ArraySource):
-    """A source whose worker is killed, as by the system when memory is short."""
-
-    def image(self, i, *, min_side=None):
-        os.kill(os.getpid(), signal.SIGKILL)
-        return super().image(i)
-
-
-def test_a_worker_that_is_killed_is_reported_in_one_line():
-    whole = arrays()
-    source = Dying(whole.pixels, prefix="x", classes=whole.classes, labels=whole.labels)
-    with pytest.raises(InputError, match="loading images failed: a worker process died; look at memory") as error:
-        batches(source, num_workers=1)
-    assert "\n" not in str(error.value)
-
-
-class Stuck(ArraySource):
-    """A source that never comes back, as on a dead network drive."""
-
-    def image(self, i, *, min_side=None):
-        time.sleep(60)
-        return super().image(i)
-
-
-def test_a_worker_that_is_stuck_is_reported(monkeypatch):
-    monkeypatch.setattr(loader, "POLL_S", 0.5)
-    monkeypatch.setattr(loader, "TIMEOUT_S", 2.0)
-    whole = arrays()
-    source = Stuck(whole.pixels, prefix="x", classes=whole.classes, labels=whole.labels)
-    with pytest.raises(InputError, match="no batch in 2 s"):
-        batches(source, num_workers=1)
-
-
 def test_workers_leave_ctrl_c_to_the_main_process():
     others = set(multiprocessing.active_children())  # hung readers of other tests end with this process
     found = training_batches(arrays(), VIEW, batch_size=2, seed=0, first_step=0, steps=50, num_workers=1)
@@ -331,15 +297,3 @@ def test_sources_are_small_when_pickled_and_come_back_equal(tmp_path):
     tar = open_data(str(archive)).train
     assert len(pickle.dumps(tar)) < 3000
     assert pickle.loads(pickle.dumps(tar)).select([1]).read(0) == b"x" * 100_000
-
-
-def test_a_bug_in_a_reader_is_no_dead_reader():
-    class Broken:
-        num_workers = 0
-
-        def __iter__(self):
-            raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshape is invalid")
-            yield
-
-    with pytest.raises(RuntimeError, match="shape is invalid"):
-        next(loader._patient(Broken()))

@@ -114,12 +114,13 @@ def test_batches_of_sorted_classes_are_mixed_as_by_chance():
     assert abs(counts.var() / wanted - 1) < 5 * math.sqrt(2 / len(counts))
 
 
-def test_a_batch_of_ten_thousand_million_images_takes_no_memory():
-    positions(10**10, seed=0, epoch=0, start=0, stop=2)
+@pytest.mark.parametrize("n", [10**10, 2**62])
+def test_a_batch_of_ten_thousand_million_images_and_more_takes_no_memory(n):
+    positions(n, seed=0, epoch=0, start=0, stop=2)
     tracemalloc.start()
     for epoch in (0, 1, 10**6):
-        for start in (0, 10**10 - 4096):
-            assert len(positions(10**10, seed=0, epoch=epoch, start=start, stop=start + 4096)) == 4096
+        for start in (0, n - 4096):
+            assert len(positions(n, seed=0, epoch=epoch, start=start, stop=start + 4096)) == 4096
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000

@@ -147,6 +147,7 @@ def test_a_source_of_many_images_is_small_to_send(shards):
 def test_few_files_are_open_at_a_time(shards, monkeypatch):
     monkeypatch.setattr(module, "MAX_OPEN", 2)
     train = train_of(shards)
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for i in [*range(len(train)), *reversed(range(len(train)))]:
         train.read(i)

@@ -1,5 +1,6 @@
 """Progress for people: a live line on a terminal, a plain line now and then elsewhere. All on stderr."""
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
 
 
+def escaped(text: str) -> str:
+    """`text` with what a terminal would obey, as names in an archive may hold it, shown as an escape."""
+    return re.sub("[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def _show(line: str, stream: TextIO) -> None:
     """A line, if anyone still listens: a closed pipe or a full disk behind `stream` must not end the work."""
     with suppress(OSError, ValueError):
@@ -34,7 +40,7 @@ class Console:
     def say(self, line: str = "") -> None:
         """One line, unless quiet."""
         if not self.quiet:
-            _show(line.replace("\n", "\\n"), self.stream)  # file names may hold anything
+            _show(escaped(line), self.stream)  # file names may hold anything
 
     @contextmanager
     def task(self, label: str, total: int, *, done: int = 0) -> "Iterator[Task]":

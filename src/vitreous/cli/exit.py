@@ -31,6 +31,7 @@ from vitreous.cli import (  # noqa: F401 - each adds its commands
     using,
 )
 from vitreous.cli.app import app
+from vitreous.console import escaped
 from vitreous.errors import InputError, SaidElsewhere
 from vitreous.stopping import EXIT_TRY_AGAIN, Lost, Stopped
 
@@ -41,7 +42,7 @@ one that is to say why."""
 
 
 def _complain(line: str) -> None:
-    text = " ".join(line.split())
+    text = escaped(" ".join(line.split()))
     with suppress(OSError):  # nobody listens
         print(f"vitreous: {text.encode('utf-8', 'replace').decode()}", file=sys.stderr, flush=True)
 

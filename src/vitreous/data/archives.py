@@ -18,6 +18,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
 MAX_HEADER_BYTES = 1_000_000
 """Of one header or label: none has more unless it is damaged or made to do harm."""
+MAX_NAME = 4096
+"""Characters of a member's name; no file system takes more."""
 LABEL_FIELDS = ("label", "class", "cls", "target", "labels", "classes", "tags")
 
 
@@ -111,6 +113,8 @@ def tar_members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]
                     end = tar.offset
                     tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - or it keeps a kilobyte for each
                     name = member.name.removeprefix("./")
+                    if len(name) > MAX_NAME:
+                        raise tarfile.ReadError(f"a name of {len(name):,} characters")
                     parts = name.split("/")
                     if ".." in parts:
                         outside.append(name)
@@ -127,6 +131,8 @@ def tar_members(archive: Archive) -> tuple[dict[str, tuple[int, int]], list[str]
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # where tarfile stops without a word
                     raise tarfile.ReadError(f"a damaged header at byte {tar.offset:,}")
+                if file.read(MAX_HEADER_BYTES).lstrip(b"\0")[257:262] == b"ustar":  # as `cat a.tar b.tar` makes it
+                    raise tarfile.ReadError("more members follow behind the mark that ends it")
         except (tarfile.TarError, OSError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise InputError(f"{archive.path} is no whole tar ({error}); fetch or pack it again") from None
     if skipped:

@@ -37,6 +37,11 @@ class JoinedSource(Source):
         part, j = self._place(i)
         return self.prefixes[part] + self.parts[part].name(j)
 
+    def where(self, i: int) -> str:
+        """What the source that it comes from says."""
+        part, j = self._place(i)
+        return self.prefixes[part] + self.parts[part].where(j)
+
     def read(self, i: int) -> bytes:
         """What the source that it comes from reads."""
         part, j = self._place(i)

@@ -1,33 +1,23 @@
 """Batches in an order that is a pure function of the seed, so that one integer is all there is to resume."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, MutableSequence
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
-from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from vitreous import seeding
+from vitreous.data import readers
 from vitreous.data.batch import Batch
 from vitreous.data.order import Mixture, Order, Shuffled
+from vitreous.data.shared import share, stacked
 from vitreous.data.source import Source
 from vitreous.data.views import View
 from vitreous.errors import InputError
-
-POLL_S = 5.0
-"""How soon a worker that died is noticed."""
-TIMEOUT_S = 120.0
-"""How long a batch may take."""
 
 Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]
 """Pixels, labels and positions; the last two are few bytes, which travel faster than tensors, each with a file."""
@@ -93,7 +83,7 @@ def training_batches(
         order = Mixture.of(source.part_sizes, shares, batch_size=size, seed=seed)
     part = size // num_micro_batches
     plan = _TrainingPlan(order, range(first_step, steps), part, mine, num_repeats, shape_at)
-    yield from _batches(_Images(source, view, seed), view, plan, num_workers=num_workers, device=device)
+    yield from _batches(source, view, seed, plan, num_workers=num_workers, device=device)
 
 
 def evaluation_batches(
@@ -116,7 +106,7 @@ def evaluation_batches(
     """
     assert 0 <= rank < size
     plan = _EvaluationPlan(len(source), batch_size, rank, size)
-    yield from _batches(_Images(source, view, None), view, plan, num_workers=num_workers, device=device)
+    yield from _batches(source, view, None, plan, num_workers=num_workers, device=device)
 
 
 class _Wanted(NamedTuple):
@@ -170,12 +160,15 @@ class _Images(Dataset):
     An exception would reach the main process as text with the worker's traceback in it.
     """
 
-    def __init__(self, source: Source, view: View, seed: int | None):
-        self.source, self.view, self.seed = source, view, seed
+    def __init__(self, source: Source, view: View, seed: int | None, reading: MutableSequence[int]):
+        self.source, self.view, self.seed, self.reading = source, view, seed, reading
 
     def __getitem__(self, wanted: list[_Wanted]) -> Loaded | InputError:
         images = []
+        worker = get_worker_info()
+        number = 0 if worker is None else worker.id
         for epoch, i, repeat, shape in wanted:
+            self.reading[number] = i
             view = self.view if shape is None else replace(self.view, image_size=shape)
             rng = (
                 None
@@ -188,15 +181,19 @@ class _Images(Dataset):
                 return InputError(
                     f"cannot read {self.source.name(i)} any more ({error}); put it back, or start a new run"
                 )
+        self.reading[number] = readers.NO_IMAGE
         index = [one.position for one in wanted]
-        return torch.stack(images), self.source.labels[index], np.array(index)
+        return (torch.stack if worker is None else stacked)(images), self.source.labels[index], np.array(index)
 
 
 def _batches(
-    images: _Images, view: View, plan: Sampler, *, num_workers: int, device: torch.device | str
+    source: Source, view: View, seed: int | None, plan: Sampler, *, num_workers: int, device: torch.device | str
 ) -> Iterator[Batch]:
     device = torch.device(device)
-    images.source.bring()  # here, since nobody waits for a worker that long
+    source.bring()  # here, since nobody waits for a worker that long
+    with readers.starting(num_workers):
+        reading = readers.notes(num_workers)
+        images = _Images(share(source) if num_workers else source, view, seed, reading)
     loader = DataLoader(
         images,
         batch_size=None,  # the plan gives whole batches
@@ -205,14 +202,14 @@ def _batches(
         num_workers=num_workers,
         generator=torch.Generator(),  # or it would draw from the global one
         pin_memory=device.type == "cuda",
-        timeout=POLL_S if num_workers else 0,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=_context() if num_workers else None,
+        timeout=readers.POLL_S if num_workers else 0,
+        worker_init_fn=readers.start,
+        multiprocessing_context=readers.context(preload=__name__) if num_workers else None,
     )
-    for loaded in _patient(loader):
+    for loaded in readers.patient(loader, reading, source.where):
         if isinstance(loaded, InputError):
             raise loaded
-        targets = images.source.targets(loaded[1])  # on the CPU: nothing waits for the device
+        targets = source.targets(loaded[1])  # on the CPU: nothing waits for the device
         labels = None if targets is None else torch.from_numpy(targets).to(device, non_blocking=True)
         index = torch.from_numpy(loaded[2]).to(device, non_blocking=True)
         pixels = loaded[0].to(device, non_blocking=True)
@@ -221,81 +218,3 @@ def _batches(
 
 def _as_it_is(loaded: Any) -> Any:
     return loaded
-
-
-def _patient(loader: DataLoader) -> Iterator[Loaded | InputError]:
-    """What `loader` gives; its timeout only makes it look whether the workers are alive."""
-    with _sigterm_blocked() if loader.num_workers else nullcontext():
-        batches = iter(loader)
-    waited = 0.0
-    while True:
-        try:
-            loaded = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            waited += POLL_S
-            if "timed out" in str(error) and waited < TIMEOUT_S:
-                continue
-            if not any(sign in str(error) for sign in ("timed out", "exited unexpectedly", "killed by signal")):
-                raise
-            reason = f"no batch in {waited:.0f} s" if "timed out" in str(error) else "a worker process died"
-            advice = "look at memory and disk, or try 0 workers"
-            raise InputError(f"loading images failed: {reason}; {advice}") from error
-        waited = 0.0
-        yield loaded
-
-
-@contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Start processes that SIGTERM cannot end before they can tell who sent it."""
-    if not hasattr(signal, "sigwaitinfo"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its start unblocks SIGTERM
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(number: int) -> None:
-    """Leave signals that reach the whole group, of Ctrl-C or a launcher, to the main process.
-
-    It decides what they mean, and needs its workers until it has saved.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a fork server may be older than our loaders
-        threading.Thread(target=_heed_parent, daemon=True).start()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _heed_parent() -> None:
-    """End a worker at a SIGTERM of the process it reads for alone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)
-
-
-def _end_with_parent() -> None:
-    """End a worker when the process it reads for was killed.
-
-    torch ends it when its parent is gone, but that is the fork server, which lives as long as a worker does.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _context() -> BaseContext:
-    """Workers that share no state with a process which may already use threads or a GPU."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context

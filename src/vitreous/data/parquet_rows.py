@@ -1,6 +1,7 @@
 """Rows of parquet files by their place: the group that a row stands in is read, and kept within a bound."""
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,8 @@ def opened(path: str | Path) -> Any:
     except ImportError:
         raise InputError("parquet needs pyarrow: pip install 'vitreous[data]'") from None
     with reading(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{path} is not a regular file; give parquet files alone")  # pyarrow would wait for a pipe
         return ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
 
 

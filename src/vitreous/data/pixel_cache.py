@@ -154,6 +154,10 @@ class _Kept(Source):
         """What it is called in the source."""
         return self.source.name(int(self.rows[i]))
 
+    def where(self, i: int) -> str:
+        """Where it lies in the source."""
+        return self.source.where(int(self.rows[i]))
+
     def read(self, i: int) -> bytes:
         """What the source reads."""
         return self.source.read(int(self.rows[i]))

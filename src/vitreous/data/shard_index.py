@@ -118,7 +118,7 @@ def joined(parts: Sequence[Index]) -> Index:
     """The shards of all parts, which are of one plan, in that order."""
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OF_IMAGES}
     lengths = np.concatenate([np.diff(part.names.ends) for part in parts])
-    names = Names.of(b"".join(part.names.text for part in parts), lengths)
+    names = Names.of(np.concatenate([part.names.text for part in parts]), lengths)
     first, shards = parts[0], sum((part.shards for part in parts), ())
     return Index(first.plan, first.classes, shards, names=names, sets=first.sets, **arrays)
 
@@ -140,7 +140,7 @@ def read_index(path: Path) -> Index:
             Shard(**{**fields, "bad": tuple((str(name), str(reason)) for name, reason in fields["bad"])})
             for fields in about["shards"]
         )
-        names = Names.of(found["name_text"].tobytes(), found["name_lengths"])
+        names = Names.of(found["name_text"], found["name_lengths"])
         arrays = {name: found[name] for name in OF_IMAGES}
         classes = tuple(map(str, about["classes"]))
         sets = None

@@ -54,6 +54,12 @@ class ShardSource(Source):
         """What the image was called in the data that were packed; without an index, its tar and member."""
         return self.names[self.rows[i]]
 
+    def where(self, i: int) -> str:
+        """Its name, and with an index its tar and member."""
+        row = int(self.rows[i])
+        place = self._place(row, bisect_right(self.starts, row) - 1)
+        return place if self.first_keys is None else f"{self.name(i)} ({place})"
+
     def read(self, i: int) -> bytes:
         """The member's content, as it was packed."""
         row = int(self.rows[i])

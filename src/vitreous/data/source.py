@@ -25,6 +25,10 @@ from vitreous.data.label_sets import LabelSets
 from vitreous.errors import InputError, some
 
 MAX_UNPACKED_BYTES = 8_000_000_000
+MAX_UNPACKED_RATIO = 200
+"""Of the packed size: a bomb reaches 1,000, images hardly 1."""
+SMALL_BYTES = 100_000_000
+"""Unpacked however small it was."""
 
 
 class Source(ABC):
@@ -50,6 +54,10 @@ class Source(ABC):
     @abstractmethod
     def name(self, i: int) -> str:
         """What the user calls image `i`: a path within the data, or split and number."""
+
+    def where(self, i: int) -> str:
+        """Its name, and the file to look at where the name does not tell."""
+        return self.name(i)
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -208,6 +216,10 @@ class TarSource(Source):
         """The member's name."""
         return self.names[self.rows[i]]
 
+    def where(self, i: int) -> str:
+        """Its name and the tar."""
+        return f"{self.name(i)} of {self.archive.path.name}"
+
     def read(self, i: int) -> bytes:
         """The member's content."""
         row = self.rows[i]
@@ -272,21 +284,22 @@ class Names(Sequence[str]):
 
     def __init__(self, names: Sequence[str]):
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self.text = b"".join(encoded)
+        self.text = np.frombuffer(b"".join(encoded), np.uint8)
         self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
     @classmethod
-    def of(cls, text: bytes, lengths: np.ndarray) -> Self:
+    def of(cls, text: UInt8[np.ndarray, " byte"], lengths: np.ndarray) -> Self:
         """The names that `text` holds one after another, by their lengths in bytes."""
         names = cls(())
-        names.text, names.ends = text, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        names.text = text
+        names.ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return names
 
     def __len__(self) -> int:
         return len(self.ends) - 1
 
     def __getitem__(self, i) -> str:
-        return self.text[self.ends[i] : self.ends[i + 1]].decode("utf-8", "surrogateescape")
+        return self.text[self.ends[i] : self.ends[i + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 class Archive:
@@ -335,14 +348,17 @@ class Archive:
         return self._file
 
     def _unpacked(self) -> BinaryIO:
+        most = min(MAX_UNPACKED_BYTES, max(MAX_UNPACKED_RATIO * self.path.stat().st_size, SMALL_BYTES))
+        data = io.BytesIO()
         with gzip.open(self.path) as file:
-            data = file.read(MAX_UNPACKED_BYTES + 1)
-        if len(data) > MAX_UNPACKED_BYTES:
-            raise InputError(
-                f"{self.path} unpacks to more than {MAX_UNPACKED_BYTES / 1e9:.0f} GB, too much for memory; "
-                "run gunzip once and give the .tar"
-            )
-        return io.BytesIO(data)
+            while part := file.read(io.DEFAULT_BUFFER_SIZE * 128):
+                data.write(part)
+                if data.tell() > most:
+                    raise InputError(
+                        f"{self.path} unpacks to more than {most / 1e6:,.0f} MB, too much for memory; "
+                        "run gunzip once and give the .tar"
+                    )
+        return data
 
 
 def sizes_and_times(paths: Iterable[str | Path]) -> str:

@@ -32,7 +32,7 @@ import vitreous.recipes.shipped  # noqa: F401
 from digests import timeless
 from vitreous.cli.exit import main
 from vitreous.data import loader
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.parallel import Parallel, Replicate
 from vitreous.run import Run

@@ -11,7 +11,7 @@ import pytest
 
 from pictures import encoded, noise
 from test_data_shards import good, header, sample
-from vitreous.data import source
+from vitreous.data import tars
 from vitreous.data.layouts import open_data
 from vitreous.errors import InputError
 
@@ -122,7 +122,7 @@ def test_a_tar_that_ends_within_a_header_or_a_member_is_refused(left, container)
 
 
 def test_what_is_packed_tight_is_not_unpacked_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "SMALL_BYTES", 2_000_000)
+    monkeypatch.setattr(tars, "SMALL_BYTES", 2_000_000)
     (tmp_path / "all.tar.gz").write_bytes(gzip.compress(good() + header("c.png", b"00777777777\0") + bytes(50_000_000)))
     tracemalloc.start()
     line = refusal(tmp_path / "all.tar.gz")

@@ -7,13 +7,14 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from pictures import encoded, noise, packed, write
 from vitreous import distributed
 from vitreous.console import Console
+from vitreous.data.data_config import DataConfig
 from vitreous.data.duplicates import find_duplicates
 from vitreous.data.label_sets import LabelSets
 from vitreous.data.layouts import open_data
 from vitreous.data.loader import training_batches
 from vitreous.data.pack import pack
 from vitreous.data.pack_shard import Settings
-from vitreous.data.prepare import DataConfig, prepare, recall
+from vitreous.data.prepare import prepare, recall
 from vitreous.data.source import Source
 from vitreous.data.views import TrainView
 from vitreous.errors import InputError

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from pictures import class_folders, encoded, noise, packed, write
-from vitreous.data import folders, named, source
+from vitreous.data import folders, named, tars
 from vitreous.data.joined import JoinedSource
 from vitreous.data.layouts import open_data, open_held_out
+from vitreous.data.names import Names
 from vitreous.data.source import ArraySource
 from vitreous.errors import InputError
 
@@ -383,7 +384,7 @@ def test_a_text_called_tar_is_refused(tmp_path):
 
 
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "MAX_UNPACKED_BYTES", 1_000_000)
+    monkeypatch.setattr(tars, "MAX_UNPACKED_BYTES", 1_000_000)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"\0" * 2_000_000))
     assert "too much for memory; run gunzip once" in refusal(tmp_path / "a.tar.gz")
 
@@ -604,7 +605,7 @@ def test_real_imagenette_is_read_from_its_tars(shared):
 
 
 def test_names_take_no_more_than_their_bytes_and_a_number(tmp_path):
-    names = source.Names([f"class/{i}.jpg" for i in range(1000)])
+    names = Names([f"class/{i}.jpg" for i in range(1000)])
     assert names[999] == "class/999.jpg"
     assert len(names) == 1000
     assert len(names.text) == sum(map(len, names))

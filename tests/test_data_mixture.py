@@ -9,10 +9,11 @@ import pytest
 
 from pictures import class_folders
 from vitreous import seeding
+from vitreous.data.data_config import DataConfig
 from vitreous.data.joined import JoinedSource
 from vitreous.data.loader import training_batches
 from vitreous.data.order import PERIOD, Mixture, positions
-from vitreous.data.prepare import DataConfig, prepare, recall, reopen
+from vitreous.data.prepare import prepare, recall, reopen
 from vitreous.data.source import ArraySource
 from vitreous.data.views import TrainView
 from vitreous.errors import InputError

@@ -15,10 +15,11 @@ from pictures import class_folders, encoded, noise, smooth, write
 from vitreous.claim import locked
 from vitreous.console import Console
 from vitreous.data import pack as module
+from vitreous.data.data_config import DataConfig
 from vitreous.data.layouts import open_data
 from vitreous.data.pack import BAD_IMAGES, CLASSES, WORK, pack
 from vitreous.data.pack_shard import Settings, member
-from vitreous.data.prepare import DataConfig, prepare
+from vitreous.data.prepare import prepare
 from vitreous.data.shard_index import INDEX
 from vitreous.errors import InputError
 

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from vitreous.data import parquet_rows
+from vitreous.data.data_config import DataConfig
 from vitreous.data.decode import BadImage
 from vitreous.data.layouts import open_data, open_held_out
 from vitreous.data.parquet import ParquetSource, list_parquet
-from vitreous.data.prepare import DataConfig, prepare
+from vitreous.data.prepare import prepare
 from vitreous.errors import InputError
 
 HUB_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -13,10 +13,11 @@ from PIL import Image
 from pictures import bomb, class_folders, encoded, noise, packed, smooth, write
 from vitreous import files
 from vitreous.data import named
+from vitreous.data.data_config import DataConfig
 from vitreous.data.duplicates import find_duplicates
 from vitreous.data.joined import JoinedSource
 from vitreous.data.listing import Splits
-from vitreous.data.prepare import BadData, DataConfig, Prepared, prepare, recall, reopen
+from vitreous.data.prepare import BadData, Prepared, prepare, recall, reopen
 from vitreous.data.source import ArraySource, Source
 from vitreous.data.split import stratified
 from vitreous.errors import InputError
@@ -438,8 +439,8 @@ def test_what_was_prepared_is_recalled_without_looking_at_an_image(layout, tmp_p
     files.write_text(tmp_path / "split.csv", data.split_csv())
     record = json.loads(json.dumps(kept(data)["record"]))
     with monkeypatch.context() as patch:
-        for name in ("decode", "decode_picture", "FileSource.read", "TarSource.read"):
-            patch.setattr(f"vitreous.data.source.{name}", never)
+        for name in ("source.decode", "source.decode_picture", "source.FileSource.read", "tars.TarSource.read"):
+            patch.setattr(f"vitreous.data.{name}", never)
         again = recall(config, split_csv=files.read_text(tmp_path / "split.csv"), record=record)
     assert_equal(again, data)
 

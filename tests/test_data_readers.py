@@ -19,12 +19,13 @@ import torch
 from pictures import class_folders, encoded, noise, packed
 from vitreous.console import Console
 from vitreous.data import readers
+from vitreous.data.joined import JoinedSource
 from vitreous.data.layouts import open_data
 from vitreous.data.loader import training_batches
 from vitreous.data.pack import pack
 from vitreous.data.pack_shard import Settings
 from vitreous.data.shared import share, stacked
-from vitreous.data.source import FileSource, JoinedSource, Source
+from vitreous.data.source import FileSource, Source
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
 

@@ -19,11 +19,12 @@ from processes import in_processes
 from vitreous import distributed, fetching
 from vitreous.cache import place
 from vitreous.console import Console
+from vitreous.data.data_config import DataConfig
 from vitreous.data.layouts import absolute, open_data, open_held_out, short_name
 from vitreous.data.loader import training_batches
 from vitreous.data.pack import pack
 from vitreous.data.pack_shard import Settings
-from vitreous.data.prepare import DataConfig, prepare, recall
+from vitreous.data.prepare import prepare, recall
 from vitreous.data.remote import Remote
 from vitreous.data.shard_index import INDEX
 from vitreous.data.views import EvalView

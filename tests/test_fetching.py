@@ -42,11 +42,10 @@ def test_waits_grow_by_the_attempt_and_differ_by_the_dice(server):
         assert 0.5 <= wait / (module.WAIT_S * 2**k) <= 1.5
 
 
-@pytest.mark.parametrize(
-    ("asked", "waited"), [("7", 7.0), ("100000", 60.0), ("soon", 0.0), (formatdate(time.time() + 3600), 60.0)]
-)
+@pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("100000", 60.0), ("soon", 0.0), ("in an hour", 60.0)])
 def test_a_server_is_left_alone_as_long_as_it_asks_within_bounds(asked, waited, server):
     waits: list[float] = []
+    asked = formatdate(time.time() + 3600) if asked == "in an hour" else asked
     server.faults["a.tar"] = [f"429:{asked}"]
     assert fetched(server, pause=waits.append) == DATA
     assert waits[0] == waited if waited else waits[0] < 1

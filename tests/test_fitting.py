@@ -7,7 +7,8 @@ import vitreous
 from pictures import class_folders, encoded, noise, write
 from vitreous import planning
 from vitreous.console import Console
-from vitreous.data.prepare import DataConfig, prepare
+from vitreous.data.data_config import DataConfig
+from vitreous.data.prepare import prepare
 from vitreous.errors import InputError
 from vitreous.experiment import Finished, describe, first_difference
 from vitreous.fitting import run_name

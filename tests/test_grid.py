@@ -7,7 +7,7 @@ import scipy.stats
 from test_training import WORLD, tiny
 from vitreous import grid
 from vitreous.console import Console
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.errors import InputError
 from vitreous.grid import Grid, combinations, values_of
 from vitreous.run import Run

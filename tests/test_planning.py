@@ -9,7 +9,8 @@ from PIL import Image
 from vitreous import distributed, planning
 from vitreous.cores import cores
 from vitreous.data.augment import TrivialAugment
-from vitreous.data.prepare import DataConfig, Prepared, prepare
+from vitreous.data.data_config import DataConfig
+from vitreous.data.prepare import Prepared, prepare
 from vitreous.errors import InputError
 from vitreous.optim import SGD
 from vitreous.planning import Request, make_plan

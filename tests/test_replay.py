@@ -15,7 +15,7 @@ from test_training import tiny
 from vitreous import distributed
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.console import Console
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.errors import InputError
 from vitreous.experiment import carry_out, look
 from vitreous.objectives.supervised import Supervised

@@ -5,7 +5,7 @@ import pytest
 from test_training import tiny
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.config import from_dict
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.errors import InputError
 from vitreous.head import LinearHead

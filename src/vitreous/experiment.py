@@ -11,8 +11,9 @@ import torch
 from vitreous.budget import cost, plain_classifier
 from vitreous.console import Console
 from vitreous.cores import cores
+from vitreous.data.data_config import DataConfig
 from vitreous.data.layouts import absolute
-from vitreous.data.prepare import BadData, BadFile, DataConfig, Prepared, prepare, recall
+from vitreous.data.prepare import BadData, BadFile, Prepared, prepare, recall
 from vitreous.distributed import World, launcher
 from vitreous.errors import InputError
 from vitreous.evaluation.classify import evaluate, predictions_csv, probabilities

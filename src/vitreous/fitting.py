@@ -6,8 +6,8 @@ from contextlib import nullcontext
 
 from vitreous import distributed
 from vitreous.console import Console
+from vitreous.data.data_config import DataConfig
 from vitreous.data.layouts import short_name
-from vitreous.data.prepare import DataConfig
 from vitreous.errors import InputError
 from vitreous.experiment import Finished, carry_out, check_apart, look
 from vitreous.planning import MOST_MINUTES, Plan, Request, make_plan

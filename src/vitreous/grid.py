@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from vitreous.console import Console
-from vitreous.data.prepare import DataConfig, Prepared
+from vitreous.data.data_config import DataConfig
+from vitreous.data.prepare import Prepared
 from vitreous.distributed import World
 from vitreous.errors import InputError
 from vitreous.evaluation.base import at_the_edge

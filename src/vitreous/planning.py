@@ -11,7 +11,8 @@ from vitreous.budget import plain_classifier
 from vitreous.console import duration
 from vitreous.cores import cores, idle_cores
 from vitreous.data.augment import TrivialAugment
-from vitreous.data.prepare import DataConfig, Prepared
+from vitreous.data.data_config import DataConfig
+from vitreous.data.prepare import Prepared
 from vitreous.data.source import Source
 from vitreous.data.views import TrainView
 from vitreous.distributed import World

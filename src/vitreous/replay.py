@@ -15,7 +15,8 @@ from vitreous.checkpoint import Checkpoints
 from vitreous.close_up import Part, Shown, class_scores, images_of, parts_of
 from vitreous.console import Console
 from vitreous.cores import cores
-from vitreous.data.prepare import DataConfig, Prepared
+from vitreous.data.data_config import DataConfig
+from vitreous.data.prepare import Prepared
 from vitreous.data.source import Source
 from vitreous.diagnosis import cause, watched
 from vitreous.distributed import World

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from vitreous.checkpoint import CheckpointConfig
 from vitreous.config import BELOW_ONE, Config, check_ranges
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.distributed import Precision
 from vitreous.errors import InputError

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitreous.data.label_sets import Label
 from vitreous.data.listing import IMAGE_SUFFIXES, Listing, class_name, is_junk, numbered, split_name
-from vitreous.data.source import Archive, TarSource
+from vitreous.data.tars import Archive, TarSource
 from vitreous.errors import InputError, some
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from vitreous.data.decode import BadImage, decode_picture
+from vitreous.data.names import Names
 from vitreous.data.shard_index import Index, Shard
-from vitreous.data.source import Names, Source
+from vitreous.data.source import Source
 from vitreous.files import writing
 
 BLOCK = tarfile.BLOCKSIZE

@@ -3,24 +3,18 @@
 import csv
 import hashlib
 import io
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from vitreous.config import BELOW_ONE, Config, check_ranges, from_dict
 from vitreous.console import Console
+from vitreous.data.data_config import MISSING, DataConfig
 from vitreous.data.duplicates import Duplicates, find_duplicates
-from vitreous.data.joined import joined
-from vitreous.data.layouts import absolute, open_data, short_name
 from vitreous.data.listing import Splits
-from vitreous.data.order import PERIOD
-from vitreous.data.remote import Remote
 from vitreous.data.source import Source
 from vitreous.data.split import iterative, stratified
 from vitreous.data.survey import Survey, survey
@@ -29,78 +23,8 @@ from vitreous.files import csv_text
 
 SHOWN = 20
 COLUMNS = ("split", "file", "label", "note")
-MISSING = "missing_shards"
-"""Addresses of what was left out, in the summary."""
 EXCLUDED, UNREADABLE = "excluded", "unreadable"
 """In place of a split, in split.csv."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Config):
-    """Which images to train and measure on."""
-
-    path: str = "digits"
-    """Folder of class folders, tar, CSV, address, or a name: digits, cifar10:PATH, fashion-mnist:PATH."""
-    val: str | None = None
-    """A second folder, tar or CSV to measure on; without one, `path` says or a part is held out."""
-    more: tuple[str, ...] = ()
-    """Further data to train on, each given as `path` is; classes go by their names."""
-    shares: tuple[float, ...] = ()
-    """How much of what is shown in training comes from `path` and from each of `more`, such as 3,1; each order is
-    shuffled for itself. By default every image comes as often as any other."""
-    holdout_ratio: float = 0.2
-    """Part of each class to measure on, where the data come in one piece."""
-    split_seed: int = 0
-    """Another seed holds out other images."""
-    dev_ratio: float = 0.0
-    """Part of each class of the training images to measure on in place of what is held out, to choose settings by
-    (the paper's App. B.1.1); 0 for the final measurement."""
-    max_bad_ratio: float = 0.01
-    """Part of the files that may be unreadable before training is refused."""
-    allow_bad: bool = False
-    """Train however many files are unreadable."""
-    missing_shards: Literal["stop", "skip"] = "stop"
-    """What to do when a server does not give a shard: stop, or train without it and list it."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, holdout_ratio=(0, BELOW_ONE), max_bad_ratio=(0, 1), dev_ratio=(0, BELOW_ONE))
-        check_ranges(self, shares=(0, math.inf))
-        if self.shares and (not self.more or len(self.shares) != 1 + len(self.more)):
-            raise InputError(
-                f"shares has {len(self.shares)} numbers for {1 + len(self.more)} data sets; "
-                "give one for path and one for each of more"
-            )
-        if any(share < sum(self.shares) / PERIOD for share in self.shares):
-            raise InputError(f"a share of {min(self.shares):g} is none of {PERIOD:,} images; give larger ones")
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """All data to train on, as they are given."""
-        return self.path, *self.more
-
-    def open(self, remote: Remote | None = None) -> Splits:
-        """The data in the splits they come with, by names alone; `remote` says how what is an address is fetched.
-
-        Raises:
-            InputError: if they are not there.
-        """
-        remote = remote or Remote(skip=self.missing_shards == "skip")
-        opened = open_data(self.path, val=self.val, remote=remote)
-        more = [(short_name(text), open_data(text, remote=remote)) for text in self.more]
-        return joined(opened, more) if more else opened
-
-    @classmethod
-    def of_run(cls, record: dict[str, Any]) -> "DataConfig":
-        """The data of the run that `record` (a run.json) describes, for a process in any folder.
-
-        Raises:
-            InputError: if it describes none.
-        """
-        data, folder = from_dict(record.get("config", {}).get("data")), Path(record.get("directory", ""))
-        if not isinstance(data, cls):
-            raise InputError("run.json names no data; begin again with another --out")
-        more = tuple(absolute(text, folder) for text in data.more)
-        return replace(data, path=absolute(data.path, folder), val=data.val and absolute(data.val, folder), more=more)
 
 
 @dataclass(frozen=True)
@@ -190,7 +114,7 @@ def prepare(
         InputError: if the data cannot be used; the message says why and what to do.
     """
     start = time.monotonic()
-    opened = config.open(_remote(config, console, begun))
+    opened = config.open(console=console, begun=begun)
     check(opened)
     for source in opened.named().values():
         source.bring()
@@ -263,7 +187,7 @@ def recall(
     Raises:
         InputError: if the data are no longer where `config` says.
     """
-    opened = config.open(_remote(config, console, record))
+    opened = config.open(console=console, begun=record)
     stamp = _stamp(_seen(opened, config), split_csv)
     if stamp is None or stamp != record.get("data_stamp") or not {"data", "data_fingerprint"} <= record.keys():
         return None
@@ -284,17 +208,8 @@ def reopen(config: DataConfig, split_csv: str, *, record: dict[str, Any] | None 
     Raises:
         InputError: if the list is damaged, the data are no longer where `config` says or lack a file of it.
     """
-    opened = config.open(_remote(config, None, record or {}))
+    opened = config.open(begun=record or {})
     return _chosen(opened, config, split_csv)[0]
-
-
-def _remote(config: DataConfig, console: Console | None, begun: dict[str, Any] | None) -> Remote:
-    """How shards are fetched: for a run that was begun, just those that it had."""
-    data = begun.get("data") if begun is not None else None
-    left_out = data.get(MISSING) if isinstance(data, dict) else None
-    without = frozenset(left_out if isinstance(left_out, list) else ())
-    skip = begun is None and config.missing_shards == "skip"
-    return Remote(skip=skip, without=without, console=console or Console())
 
 
 def _chosen(

@@ -21,7 +21,7 @@ import numpy as np
 
 from vitreous.data.decode import BadImage, read_file
 from vitreous.data.label_sets import LabelSets
-from vitreous.data.source import Names
+from vitreous.data.names import Names
 from vitreous.errors import InputError
 
 INDEX = "vitreous-index.npz"

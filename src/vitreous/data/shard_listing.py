@@ -10,9 +10,10 @@ import numpy as np
 from vitreous.data.archives import TAR_SUFFIXES, labelled_members
 from vitreous.data.folders import children
 from vitreous.data.listing import Listing, numbered, split_name
+from vitreous.data.names import Names
 from vitreous.data.shard_index import INDEX, Index, read_index
 from vitreous.data.shards import Files, ShardSource
-from vitreous.data.source import Archive, Names
+from vitreous.data.tars import Archive
 from vitreous.errors import InputError, some
 
 MAX_SHARDS = 1_000_000

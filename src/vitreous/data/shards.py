@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from vitreous.data.decode import MAX_BYTES, BadImage
+from vitreous.data.names import Names
 from vitreous.data.shard_index import INDEX
-from vitreous.data.source import Names, Source, sizes_and_times
+from vitreous.data.source import Source, sizes_and_times
 
 MAX_OPEN = 128
 """Files that a process keeps open at a time."""

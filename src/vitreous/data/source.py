@@ -5,30 +5,21 @@ and a selection shares them with the source it came from.
 """
 
 import copy
-import gzip
 import hashlib
-import io
 import os
-import threading
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from vitreous.data.decode import BadImage, Box, Picture, decode, decode_crop, decode_picture, read_file
+from vitreous.data.decode import Box, Picture, decode, decode_crop, decode_picture, read_file
 from vitreous.data.label_sets import LabelSets
+from vitreous.data.names import Names
 from vitreous.errors import InputError, some
-
-MAX_UNPACKED_BYTES = 8_000_000_000
-MAX_UNPACKED_RATIO = 200
-"""Of the packed size: a bomb reaches 1,000, images hardly 1."""
-SMALL_BYTES = 100_000_000
-"""Unpacked however small it was."""
 
 
 class Source(ABC):
@@ -193,47 +184,6 @@ class FileSource(Source):
         return sizes_and_times(os.path.join(self.root, self.name(i)) for i in range(len(self)))
 
 
-class TarSource(Source):
-    """Members of a tar, read in place by their offset; nothing is ever extracted."""
-
-    def __init__(
-        self,
-        archive: "Archive",
-        names: Sequence[str],
-        *,
-        offsets: np.ndarray,
-        sizes: np.ndarray,
-        classes: Sequence[str],
-        labels: np.ndarray,
-    ):
-        super().__init__(classes, labels)
-        self.archive = archive
-        self.names = Names(names)
-        self.offsets = np.asarray(offsets, dtype=np.int64)
-        self.sizes = np.asarray(sizes, dtype=np.int64)
-
-    def name(self, i: int) -> str:
-        """The member's name."""
-        return self.names[self.rows[i]]
-
-    def where(self, i: int) -> str:
-        """Its name and the tar."""
-        return f"{self.name(i)} of {self.archive.path.name}"
-
-    def read(self, i: int) -> bytes:
-        """The member's content."""
-        row = self.rows[i]
-        size = int(self.sizes[row])
-        data = self.archive.read(int(self.offsets[row]), size)
-        if len(data) < size:
-            raise BadImage("the archive ends before the image does")
-        return data
-
-    def stamp(self) -> str | None:
-        """A digest of the size and the time of change of the tar."""
-        return sizes_and_times([self.archive.path])
-
-
 class ArraySource(Source):
     """Pixels in memory, uint8, grey (number, row, column) or RGB (number, row, column, channel).
 
@@ -277,88 +227,6 @@ class ArraySource(Source):
         for i in range(len(self)):
             digest.update(self.read(i))
         return digest.hexdigest()
-
-
-class Names(Sequence[str]):
-    """Many strings in one block of bytes: a tenth of the memory of a list, and quick to pickle."""
-
-    def __init__(self, names: Sequence[str]):
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self.text = np.frombuffer(b"".join(encoded), np.uint8)
-        self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    @classmethod
-    def of(cls, text: UInt8[np.ndarray, " byte"], lengths: np.ndarray) -> Self:
-        """The names that `text` holds one after another, by their lengths in bytes."""
-        names = cls(())
-        names.text = text
-        names.ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return names
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, i) -> str:
-        return self.text[self.ends[i] : self.ends[i + 1]].tobytes().decode("utf-8", "surrogateescape")
-
-
-class Archive:
-    """Random access to the bytes of a tar file; a gzip'ed one is unpacked into memory once per process."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.lock = threading.Lock()
-        self._file: BinaryIO | None = None
-        self._process = -1
-
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)
-
-    def __del__(self):
-        if self._file is not None:
-            self._file.close()
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes of the unpacked tar from `offset` on, or what there is of them."""
-        with self.lock:
-            file = self.file()
-            file.seek(offset)
-            return file.read(size)
-
-    def file(self) -> BinaryIO:
-        """The unpacked file; hold `lock` while moving in it.
-
-        Raises:
-            InputError: if the file cannot be read or is not what its suffix says.
-        """
-        if self._process != os.getpid():  # a forked child must not move its parent's position
-            try:
-                self._file = self.path.open("rb")
-                if self._file.read(2) == b"\x1f\x8b":  # gzip, whatever the name says
-                    self._file.close()
-                    self._file = self._unpacked()
-            except (OSError, EOFError, zlib.error) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise InputError(f"cannot read {self.path}: {reason}; fetch or pack it again") from None
-            self._process = os.getpid()
-        assert self._file is not None
-        return self._file
-
-    def _unpacked(self) -> BinaryIO:
-        most = min(MAX_UNPACKED_BYTES, max(MAX_UNPACKED_RATIO * self.path.stat().st_size, SMALL_BYTES))
-        data = io.BytesIO()
-        with gzip.open(self.path) as file:
-            while part := file.read(io.DEFAULT_BUFFER_SIZE * 128):
-                data.write(part)
-                if data.tell() > most:
-                    raise InputError(
-                        f"{self.path} unpacks to more than {most / 1e6:,.0f} MB, too much for memory; "
-                        "run gunzip once and give the .tar"
-                    )
-        return data
 
 
 def sizes_and_times(paths: Iterable[str | Path]) -> str:

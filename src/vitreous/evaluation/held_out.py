@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitreous.console import Console
+from vitreous.data.data_config import DataConfig
 from vitreous.data.layouts import absolute, open_held_out
-from vitreous.data.prepare import BadFile, DataConfig, prepare, reopen
+from vitreous.data.prepare import BadFile, prepare, reopen
 from vitreous.data.source import Source
 from vitreous.data.survey import survey
 from vitreous.errors import InputError

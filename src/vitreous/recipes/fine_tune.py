@@ -1,6 +1,6 @@
 """Fine-tuning pre-trained weights on data of the user's."""
 
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.optim import SGD
 from vitreous.run import Run

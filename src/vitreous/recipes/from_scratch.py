@@ -1,6 +1,6 @@
 """Training a small ViT from scratch on data of the user's, for want of pre-trained weights."""
 
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.optim import AdamW
 from vitreous.position import SinCos2d

@@ -7,8 +7,8 @@ as in `plain_s16_in1k_90ep`, strong augmentation where there are passes enough t
 from dataclasses import replace
 
 from vitreous.data.augment import RandAugment
+from vitreous.data.data_config import DataConfig
 from vitreous.data.mixing import Mixing
-from vitreous.data.prepare import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.objectives.supervised import Supervised
 from vitreous.optim import SGD, AdamW

@@ -1,6 +1,6 @@
 """The smallest run that is real: handwritten digits, half a minute on a laptop."""
 
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.optim import AdamW
 from vitreous.position import SinCos2d

@@ -6,7 +6,7 @@ JFT-300M, `vit_l16_in21k_30ep` the shorter of two runs. Before it stands what is
 
 from dataclasses import dataclass, replace
 
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.feed_forward import GELU
 from vitreous.head import LinearHead

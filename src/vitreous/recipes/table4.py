@@ -11,7 +11,7 @@ is squashed into the view. Unlike theirs: momentum is in float32 (bfloat16 there
 pixel.
 """
 
-from vitreous.data.prepare import DataConfig
+from vitreous.data.data_config import DataConfig
 from vitreous.data.views import EvalView, TrainView
 from vitreous.feed_forward import GELU
 from vitreous.optim import SGD

@@ -16,7 +16,9 @@ from vitreous.data.archives import tar_members
 from vitreous.data.decode import BadImage, read_file
 from vitreous.data.folders import walk_files
 from vitreous.data.listing import is_junk
-from vitreous.data.source import Archive, FileSource, Names, Source, TarSource
+from vitreous.data.names import Names
+from vitreous.data.source import FileSource, Source
+from vitreous.data.tars import Archive, TarSource
 from vitreous.errors import InputError
 
 ZIP_ERRORS = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitreous.data.archives import TAR_SUFFIXES
 from vitreous.data.decode import BadImage
-from vitreous.data.source import Archive
+from vitreous.data.tars import Archive
 from vitreous.data.vtab.containers import Container, Folder, Tar, Zip
 from vitreous.data.vtab.tasks import Task
 from vitreous.errors import InputError

@@ -8,7 +8,8 @@ import numpy as np
 
 from vitreous.data.decode import BadImage
 from vitreous.data.listing import number
-from vitreous.data.source import Archive, ArraySource
+from vitreous.data.source import ArraySource
+from vitreous.data.tars import Archive
 from vitreous.data.vtab.containers import library
 from vitreous.data.vtab.files import Files, Member
 from vitreous.data.vtab.records import Records

@@ -1,6 +1,7 @@
 """Reader processes that die, hang or find no memory to share, and what they cost as the data set grows."""
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import re
@@ -214,6 +215,22 @@ def test_a_run_whose_reader_died_goes_on_from_its_checkpoint(vitreous, photos, t
     answer = vitreous(*words)
     assert answer.code == 0
     assert "going on from step 1" in answer.err
+
+
+def test_what_was_learned_before_an_image_was_gone_is_kept(vitreous, photos, tmp_path, monkeypatch):
+    words = ["train", "smoke", "--data.path", photos, "--steps", "6", "--out", tmp_path / "run"]
+
+    def failing(*arguments, **options):
+        yield from itertools.islice(training_batches(*arguments, **options), 3)
+        raise InputError("cannot read sea/sea0.png any more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitreous.trainee.training_batches", failing)
+        answer = vitreous(*words)
+    assert (answer.code, answer.err.splitlines()[-1]) == (2, "vitreous: cannot read sea/sea0.png any more")
+    answer = vitreous(*words)
+    assert answer.code == 0
+    assert "going on from step 3 of 6" in answer.err
 
 
 # What they share

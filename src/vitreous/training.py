@@ -150,8 +150,8 @@ class Training:
         """All steps that are left."""
         self.restore()
         run, world, trainee = self.run, self.world, self.trainee
-        parts = trainee.num_micro_batches
-        distinct = step_size(len(self.data), run.batch_size // run.num_repeats, num_micro_batches=parts)
+        parts, n = trainee.num_micro_batches, run.batch_size if run.data.shares else len(self.data)
+        distinct = step_size(n, run.batch_size // run.num_repeats, num_micro_batches=parts)
         images = distinct * run.num_repeats
         batches = trainee.batches(self.cached(), first_step=self.done, steps=run.steps, num_workers=run.num_workers)
         saved_at, shown, measured = self.began, "", ""
@@ -178,6 +178,8 @@ class Training:
                     taken = trainee.take(step, waits)
                 except InputError:
                     if stop.signal is None:
+                        if world.size == 1 and step > 0:  # of many, the others cannot be asked any more
+                            self.save()
                         raise
                     if world.size > 1:  # its readers were told to end, too; the others cannot be asked any more
                         asked = f"process {world.rank} was {stop.reason} after step {step:,} of {run.steps:,}"

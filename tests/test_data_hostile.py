@@ -187,7 +187,11 @@ def test_a_cell_that_unpacks_without_bound_costs_its_row_group(packing, tmp_path
     assert "a row group of 9 MB, all of which would be read for one image" in refusal(tmp_path / "a.parquet")
 
 
-@pytest.mark.parametrize("label", [b"x", 0.5, [1], {"a": 1}, None])
-def test_labels_of_other_types_are_refused(label, tmp_path):
+@pytest.mark.parametrize(
+    ("label", "kind"), [(b"x", "binary"), (0.5, "double"), ([0.5], "list"), ({"a": 1}, "struct"), (None, "null")]
+)
+def test_labels_of_other_types_are_none_and_named(label, kind, tmp_path):
     pq.write_table(pa.table({"image": [PNG, PNG], "label": [label, label]}), tmp_path / "a.parquet")
-    assert "a.parquet" in refusal(tmp_path / "a.parquet")
+    opened = open_data(str(tmp_path / "a.parquet"))
+    assert opened.train.labels.tolist() == [-1, -1]
+    assert any(f"no column holds labels (label is {kind}" in note for note in opened.notes)

@@ -544,6 +544,7 @@ def test_a_source_that_cannot_tell_is_looked_at_again(monkeypatch):
     digits = named.digits().train
     parts = (digits.select(range(1000)), digits.select(range(1000, 1797)))
     monkeypatch.setattr(named, "digits", lambda: Splits(JoinedSource(*parts)))
+    monkeypatch.setattr(ArraySource, "stamp", lambda source: None)
     data = prepared("digits")
     assert data.stamp is None
     assert recall(DataConfig(), **kept(data)) is None

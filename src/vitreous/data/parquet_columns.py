@@ -60,7 +60,9 @@ def columns_of(schema: Any, path: Path) -> Columns:
         and (_is_label(field.type) or (_is_label_list(field.type) and field.name.lower() in (*LABEL_NAMES, *named)))
     ]
     if not labels:
-        return Columns(image, leaves[image], None, None, ("no column holds labels",))
+        called = [f"{field.name} is {field.type}" for field in schema if field.name.lower() in LABEL_NAMES]
+        note = "no column holds labels" + (f" ({some(called)})" if called else "")
+        return Columns(image, leaves[image], None, None, (note,))
     label, others = _choose(labels, LABEL_NAMES, named, "labels", "label", path, schema)
     names = features.get(label, {}).get("names") if label in named else None
     notes = (f"labels are those of {label}, not of {some(others)}",) if others else ()

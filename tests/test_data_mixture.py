@@ -18,7 +18,7 @@ from vitreous.data.source import ArraySource
 from vitreous.data.views import TrainView
 from vitreous.errors import InputError
 
-SIZES, SHARES = (7, 60_000, 41), (2.0, 5.0, 1.5)
+SIZES, SHARES = (701, 60_000, 4_100), (2.0, 5.0, 1.5)
 
 
 def mixture(**changes) -> Mixture:
@@ -79,7 +79,7 @@ def test_each_set_shows_every_image_once_before_any_comes_again():
 
 
 def test_any_part_of_any_step_is_had_alone_and_in_no_memory():
-    order = mixture(batch_size=4096, sizes=(10**10, 7, 10**9))
+    order = mixture(batch_size=4096, sizes=(10**10, 701, 10**9))
     whole = order.at(10**7, 0, 4096)
     parts = [order.at(10**7, a, b) for a, b in itertools.pairwise((0, 1, 1000, 1000, 4096))]
     assert all(np.array_equal(np.concatenate(found), one) for found, one in zip(zip(*parts), whole))

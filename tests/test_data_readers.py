@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -331,7 +332,7 @@ def test_little_shared_memory_is_enough_and_none_is_said(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     mount = "mount -t tmpfs -o size=256k none /dev/shm"  # a batch has 786 kB
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f"{mount} && {sys.executable} script.py"],
+        ["unshare", "-rm", "sh", "-c", f"{mount} && {shlex.quote(sys.executable)} script.py"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -33,6 +33,8 @@ TIMEOUT_S = 300.0
 """How long a process waits for the others before it gives up."""
 MEETING_S = 300.0
 """How long it waits for them at the start at least: machines are not equally fast at importing torch."""
+HEARD_S = 10.0
+"""How long the main process waits, when one has failed, for the others to hear of it."""
 MAIN_POLL_S = 0.05
 """How often a process looks whether the main one has done its work."""
 
@@ -144,9 +146,16 @@ class World:
         store.set(keys[self.rank], "failed" if error else "done")
         while not store.check(keys):
             time.sleep(MAIN_POLL_S)
+        failed = [rank for rank, name in enumerate(keys) if store.get(name) == b"failed"]
+        if failed:
+            heard = [f"{name}/heard" for name in keys]
+            store.set(heard[self.rank], "")
+            until = time.monotonic() + HEARD_S
+            while self.is_main and not store.check(heard) and time.monotonic() < until:
+                time.sleep(MAIN_POLL_S)  # the store may end with this process
         if error is not None:
             raise error
-        if failed := [rank for rank, name in enumerate(keys) if store.get(name) == b"failed"]:
+        if failed:
             raise SaidElsewhere(f"process {failed[0]} says why")
 
     def gather(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "process *shape"]:

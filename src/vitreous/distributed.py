@@ -34,7 +34,7 @@ TIMEOUT_S = 300.0
 MEETING_S = 300.0
 """How long it waits for them at the start at least: machines are not equally fast at importing torch."""
 HEARD_S = 10.0
-"""How long the main process waits, when one has failed, for the others to hear of it."""
+"""How long the main process waits for the others to hear how it went."""
 MAIN_POLL_S = 0.05
 """How often a process looks whether the main one has done its work."""
 
@@ -147,12 +147,10 @@ class World:
         while not store.check(keys):
             time.sleep(MAIN_POLL_S)
         failed = [rank for rank, name in enumerate(keys) if store.get(name) == b"failed"]
-        if failed:
-            heard = [f"{name}/heard" for name in keys]
-            store.set(heard[self.rank], "")
-            until = time.monotonic() + HEARD_S
-            while self.is_main and not store.check(heard) and time.monotonic() < until:
-                time.sleep(MAIN_POLL_S)  # the store may end with this process
+        heard, until = [f"{name}/heard" for name in keys], time.monotonic() + HEARD_S
+        store.set(heard[self.rank], "")
+        while self.is_main and not store.check(heard) and time.monotonic() < until:
+            time.sleep(MAIN_POLL_S)  # the store may end with this process
         if error is not None:
             raise error
         if failed:

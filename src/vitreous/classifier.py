@@ -53,3 +53,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch num_classes"]:
         return self.head(self.features(images))
+
+
+def class_probabilities(logits: Float[Tensor, "*batch cls"], *, multi_label: bool) -> Float[Tensor, "*batch cls"]:
+    """In float64, on the CPU, since Apple's GPUs have none: they sum to 1, or each class stands by itself."""
+    fine = logits.cpu().double()
+    return fine.sigmoid() if multi_label else fine.softmax(-1)

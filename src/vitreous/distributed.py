@@ -33,8 +33,6 @@ TIMEOUT_S = 300.0
 """How long a process waits for the others before it gives up."""
 MEETING_S = 300.0
 """How long it waits for them at the start at least: machines are not equally fast at importing torch."""
-HEARD_S = 10.0
-"""How long the main process waits for the others to hear how it went."""
 MAIN_POLL_S = 0.05
 """How often a process looks whether the main one has done its work."""
 
@@ -62,6 +60,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
+
+    @property
+    def precision(self) -> str:
+        """The name of `dtype`, such as bfloat16."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def processes(self) -> str:
@@ -95,7 +98,7 @@ class World:
             "torch": torch.__version__,
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "device": torch.cuda.get_device_name(self.device) if device == "cuda" else device,
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "threads": self.threads,
             **({} if exact else {"processes": self.size}),
         }
@@ -143,14 +146,10 @@ class World:
         except Exception as raised:
             error = raised
         keys = [f"{key}/{rank}" for rank in range(self.size)]
-        store.set(keys[self.rank], "failed" if error else "done")
-        while not store.check(keys):
+        store.set(keys[self.rank], "done")
+        while not store.check(keys):  # to share alone would give up after the timeout
             time.sleep(MAIN_POLL_S)
-        failed = [rank for rank, name in enumerate(keys) if store.get(name) == b"failed"]
-        heard, until = [f"{name}/heard" for name in keys], time.monotonic() + HEARD_S
-        store.set(heard[self.rank], "")
-        while self.is_main and not store.check(heard) and time.monotonic() < until:
-            time.sleep(MAIN_POLL_S)  # the store may end with this process
+        failed = [rank for rank, did in enumerate(self.share(error is not None)) if did]
         if error is not None:
             raise error
         if failed:

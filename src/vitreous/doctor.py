@@ -37,7 +37,7 @@ def examine() -> dict[str, str]:
         if torch.cuda.is_available():
             properties = torch.cuda.get_device_properties(index)
             facts[f"device {index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    facts["precision"] = str(world.dtype).removeprefix("torch.")
+    facts["precision"] = world.precision
     facts["CPU"] = f"{torch.backends.cpu.get_cpu_capability()}, {cores()} cores usable"
     if hasattr(os, "getloadavg"):
         facts["CPU"] += f", load {os.getloadavg()[0]:.1f}"

@@ -24,7 +24,7 @@ from vitreous.files import read_text, write_text
 from vitreous.inspection.report import write_report
 from vitreous.metrics import headline
 from vitreous.objectives.base import ObjectiveConfig
-from vitreous.objectives.supervised import Supervised, SupervisedObjective
+from vitreous.objectives.supervised import ANY_CLASSIFIER, SupervisedObjective
 from vitreous.provenance import describe_run
 from vitreous.run import Run
 from vitreous.run_folder import RunFolder
@@ -36,10 +36,6 @@ from vitreous.weights.open import open_model
 from vitreous.weights.product import MULTI_LABEL, Product, save_product
 
 TRAINING_SAMPLE = 2000  # training images measured beside the held-out ones, to find wrong labels among them
-
-
-ANY_CLASSIFIER = Supervised(loss="sigmoid")
-"""What can be trained on images of one class each and of several."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,7 @@ def carry_out(
     if not world.on_main(folder.trained):
         console.say(
             f"training on {world.device.type} ({world.processes}{world.threads} of {cores()} CPU cores, "
-            f"{str(training.dtype).removeprefix('torch.')}) into {folder.path}"
+            f"{training.precision}) into {folder.path}"
         )
         world.each(lambda: [source.bring() for source in (prepared.train, prepared.held_out[1])])
         objective = train(

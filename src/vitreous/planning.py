@@ -107,7 +107,7 @@ def make_plan(prepared: Prepared, request: Request, *, config: DataConfig, start
         *several,
         f"  length   {steps:,} steps: {limit}",
         f"  machine  {world.device.type}, {world.threads} of {cores()} CPU cores{spare}, {workers} reader processes, "
-        + str(world.with_precision(run.precision).dtype).removeprefix("torch."),
+        + world.with_precision(run.precision).precision,
         f"  time     about {duration(steps * step_s / TIME_FOR_STEPS)}: {step_s * 1000:.0f} ms a step, measured now",
     ]
     return Plan(run, reasons, steps * step_s / TIME_FOR_STEPS)

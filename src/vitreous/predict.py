@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitreous import distributed, packing
-from vitreous.classifier import Classifier
+from vitreous.classifier import Classifier, class_probabilities
 from vitreous.data.decode import BadImage, decode, to_rgb
 from vitreous.data.views import EvalView
 from vitreous.errors import InputError
@@ -116,7 +116,7 @@ class Model:
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
         for logits in self._run(pixels, batch_size, self.inference):
-            for row in logits.double().sigmoid() if self.multi_label else logits.double().softmax(-1):
+            for row in class_probabilities(logits, multi_label=self.multi_label):
                 number = max(top, int((row > THRESHOLD).sum()) if self.multi_label else 0)
                 values, indices = row.topk(min(number, len(self.classes)))
                 best = tuple((self.classes[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))

@@ -150,8 +150,8 @@ class Training:
         """All steps that are left."""
         self.restore()
         run, world, trainee = self.run, self.world, self.trainee
-        parts, n = trainee.num_micro_batches, run.batch_size if run.data.shares else len(self.data)
-        distinct = step_size(n, run.batch_size // run.num_repeats, num_micro_batches=parts)
+        parts, mixed = trainee.num_micro_batches, bool(run.data.shares)
+        distinct = step_size(len(self.data), run.batch_size // run.num_repeats, num_micro_batches=parts, mixed=mixed)
         images = distinct * run.num_repeats
         batches = trainee.batches(self.cached(), first_step=self.done, steps=run.steps, num_workers=run.num_workers)
         saved_at, shown, measured = self.began, "", ""

@@ -23,14 +23,15 @@ Loaded = tuple[UInt8[Tensor, "batch 3 height width"], Int[np.ndarray, " batch"],
 """Pixels, labels and positions; the last two are few bytes, which travel faster than tensors, each with a file."""
 
 
-def step_size(n: int, batch_size: int, *, num_micro_batches: int = 1) -> int:
+def step_size(n: int, batch_size: int, *, num_micro_batches: int = 1, mixed: bool = False) -> int:
     """Images of a step: `batch_size`, or all `n` if they are fewer, less what `num_micro_batches` equal parts leave.
 
-    An image counts once, in however many views it is shown.
+    An image counts once, in however many views it is shown. Where data sets are `mixed`, a step may show one again.
 
     Raises:
         InputError: if that leaves no image for each part.
     """
+    n = max(n, batch_size) if mixed else n
     size = min(batch_size, n) // num_micro_batches * num_micro_batches
     if not size:
         given = f"{n:,} training images" if n < batch_size else f"a batch of {batch_size:,} images"
@@ -76,10 +77,9 @@ def training_batches(
         InputError: if there are too few images for `num_micro_batches`, or one can no longer be read; names it.
     """
     assert all(0 <= part < num_micro_batches for part in mine)
-    size = step_size(len(source), batch_size, num_micro_batches=num_micro_batches)
+    size = step_size(len(source), batch_size, num_micro_batches=num_micro_batches, mixed=bool(shares))
     order: Order = Shuffled(len(source), size, seed)
     if shares:
-        size = step_size(batch_size, batch_size, num_micro_batches=num_micro_batches)
         order = Mixture.of(source.part_sizes, shares, batch_size=size, seed=seed)
     part = size // num_micro_batches
     plan = _TrainingPlan(order, range(first_step, steps), part, mine, num_repeats, shape_at)

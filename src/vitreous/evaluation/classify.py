@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitreous import metrics
-from vitreous.classifier import Classifier
+from vitreous.classifier import Classifier, class_probabilities
 from vitreous.console import Console
 from vitreous.data.loader import evaluation_batches
 from vitreous.data.source import Source
@@ -89,8 +89,7 @@ def scored(
                 logits = scores(images)
             if (turn * world.size + world.rank) * batch_size < len(source):  # else it is repeated for company
                 logits = logits if logits.dtype == torch.float64 else logits.float()
-                fine = logits.cpu().double()  # Apple GPUs have no float64
-                predicted[batch.index.cpu()] = fine.sigmoid() if multi_label else fine.softmax(-1)
+                predicted[batch.index.cpu()] = class_probabilities(logits, multi_label=multi_label)
             seen += len(batch.index) * world.size
             progress(min(seen, len(source)))
     module.train(training)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitreous.classifier import Classifier
+from vitreous.classifier import Classifier, class_probabilities
 from vitreous.console import Console
 from vitreous.data.loader import evaluation_batches
 from vitreous.data.source import Source
@@ -121,8 +121,7 @@ class Frozen:
         with torch.inference_mode(), self.world.autocast():
             for part in np.array_split(features.values, -(-len(features.values) // CHUNK)):
                 logits = self.answering.head(torch.from_numpy(part).to(self.world.device))
-                fine = logits.float().cpu().double()  # Apple GPUs have no float64
-                rows.append((fine.sigmoid() if self.multi_label else fine.softmax(-1)).numpy())
+                rows.append(class_probabilities(logits, multi_label=self.multi_label).numpy())
         return np.concatenate(rows)
 
     def patches(self, source: Source) -> Features:

@@ -13,7 +13,7 @@ from vitreous.data.survey import survey
 from vitreous.errors import InputError
 from vitreous.evaluation.base import Labelled
 from vitreous.files import read_text
-from vitreous.objectives.supervised import Supervised
+from vitreous.objectives.supervised import ANY_CLASSIFIER
 from vitreous.run_folder import RunFolder
 
 
@@ -70,8 +70,7 @@ def learning_images(data: str, *, val: str | None, model: str, console: Console)
         console.say(f"the splits are those of {run.path}; its encoder was trained on the images to learn from")
     else:
         with console.task("image", 0) as task:
-            check = Supervised(loss="sigmoid").check
-            prepared = prepare(config, check=check, progress=task.follow, console=console)
+            prepared = prepare(config, check=ANY_CLASSIFIER.check, progress=task.follow, console=console)
         train, rest, bad = prepared.train, (prepared.val, prepared.test), prepared.bad
         _name(bad, console)
         if prepared.excluded:

@@ -52,7 +52,7 @@ class Cost(Evaluation):
             more = f"{figures['peak_mb']:,.0f} MB at the peak, weights included"
             rows.append((f"images/s, {batch_size} at a time", f"{figures['images_per_s']:,.1f}", more))
         world = model.world
-        dtype = str(world.dtype).removeprefix("torch.")
+        dtype = world.precision
         where = {"device": device_name(world), "dtype": dtype, "threads": world.threads}
         figures = {"parameters": spent.parameters, "gmacs": spent.gflops / 2, "tokens": spent.tokens, **where}
         on = f"{where['device']}, {dtype}, {world.threads} CPU threads; decoding of images is not in it"

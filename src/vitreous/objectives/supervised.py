@@ -65,6 +65,10 @@ class Supervised(ObjectiveConfig):
         return SupervisedObjective(self, encoder, num_classes)
 
 
+ANY_CLASSIFIER = Supervised(loss="sigmoid")
+"""What can be trained on images of one class each and of several."""
+
+
 class SupervisedObjective(Objective):
     """A classifier and its cross-entropy."""
 

@@ -25,8 +25,8 @@ def digits() -> Run:
 
     Source: none; the longer form of smoke.
     Command: vitreous train digits
-    Expected: not measured yet.
-    Cost: 3 min on 2 CPU cores; from smoke's half a minute for a fifth of the steps.
+    Expected: 97.8 %; ours, on the held-out fifth, the mean of three seeds (96.6 to 99.0).
+    Cost: 4 min on a CPU core; ours.
     """
     return replace(smoke(), steps=3_000)
 
@@ -80,12 +80,12 @@ def cifar10() -> Run:
 
 
 def cifar10_cpu() -> Run:
-    """ViT 128x6/4 on CIFAR-10, 15 epochs.
+    """ViT 128x6/4 on CIFAR-10, 10 epochs.
 
     Source: none; `cifar10` for as long as a CPU can be waited for, hence with little augmentation.
     Command: vitreous train cifar10_cpu --data.path cifar10:FOLDER
     Expected: not measured yet.
-    Cost: not measured yet; CPU, 0.00037 exaFLOPs (vitreous budget).
+    Cost: not measured yet; CPU, 0.00025 exaFLOPs (vitreous budget).
     """
     return Run(
         data=DataConfig(path="cifar10:cifar10"),
@@ -96,7 +96,7 @@ def cifar10_cpu() -> Run:
         optimizer=AdamW(weight_decay=0.1, betas=(0.9, 0.95)),
         learning_rate=Cosine(peak=2e-3),
         batch_size=64,
-        steps=15 * 50_000 // 64,
+        steps=10 * 50_000 // 64,
     )
 
 

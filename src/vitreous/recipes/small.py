@@ -84,8 +84,8 @@ def cifar10_cpu() -> Run:
 
     Source: none; `cifar10` for as long as a CPU can be waited for, hence with little augmentation.
     Command: vitreous train cifar10_cpu --data.path cifar10:FOLDER
-    Expected: not measured yet.
-    Cost: not measured yet; CPU, 0.00025 exaFLOPs (vitreous budget).
+    Expected: 65.1 %; ours, on the 10,000 test images, one seed in bfloat16 (64.2 to 66.1), from JPEG copies.
+    Cost: 52 min on a CPU core that multiplies in bfloat16 (AMX); ours; 0.00025 exaFLOPs (vitreous budget).
     """
     return Run(
         data=DataConfig(path="cifar10:cifar10"),

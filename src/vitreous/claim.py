@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -124,18 +125,29 @@ def _lock(folder: Path, wait_s: float) -> int:
     deadline = time.monotonic() + max(wait_s, POLL_S)  # `is_held` holds it for an instant
     while True:
         with suppress(FileNotFoundError):  # a process that ended without a word took the folder away
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             if _try_lock(descriptor) is not False and _is_there(descriptor, folder / LOCK):
                 return descriptor
             os.close(descriptor)
         if time.monotonic() >= deadline:
-            claim = newest(folder)
-            who = f" (host {claim.host}, pid {claim.pid})" if claim else ""
+            claim = newest(folder)  # who holds it may not have written it yet, but removes the ticket of the last
+            known = claim is not None and (folder / f"{TICKET}{claim.attempt}").exists()
+            who = f" (host {claim.host}, pid {claim.pid})" if claim and known else ""
             raise InputError(
                 f"another process{who} is writing into {folder}; wait until it ends, or choose another --out"
             )
         time.sleep(POLL_S)
+
+
+def _make(folder: Path) -> None:
+    """Make `folder` unless it is there; it may come and go meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file; or a folder that was there, and was gone when pathlib looked
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                raise
 
 
 def _try_lock(descriptor: int, *, shared: bool = False) -> bool | None:

@@ -20,9 +20,10 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/vitreous demo
 
+# tests start hundreds of processes: none must compile all of torch anew
 test: $(READY)
 	@sh tools/browser.sh
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

@@ -75,7 +75,7 @@ def cost(config: ClassifierConfig, *, image_size: int | tuple[int, int] | None =
     def count(config: ClassifierConfig) -> tuple[int, ...]:
         classifier = _outline(config).requires_grad_(False)
         images = torch.empty(1, config.encoder.channels, *shape, device="meta")
-        with _Instead(NO_NORMS), FlopCounterMode(display=False) as counter:
+        with _Instead(UNCOUNTED), FlopCounterMode(display=False) as counter:
             tokens = classifier.encoder(images)
             classifier.head(classifier.pooling(tokens))
         return _numbers(classifier), counter.get_total_flops(), tokens.prefix.shape[1] + tokens.patches.shape[1]
@@ -205,5 +205,7 @@ def _fused_attention(
 
 
 FUSED = {F.scaled_dot_product_attention: _fused_attention}
-NO_NORMS = dict.fromkeys((F.layer_norm, F.rms_norm, F.group_norm), lambda x, *_, **__: x)
-"""Norms have no products to count, and take most of the time to trace."""
+UNCOUNTED = dict.fromkeys(
+    (F.layer_norm, F.rms_norm, F.group_norm, F.gelu, Tensor.relu, Tensor.clamp, Tensor.sqrt), lambda x, *_, **__: x
+)
+"""They keep the shape, have no products to count, and take most of the time to trace."""

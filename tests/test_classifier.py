@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,10 @@ CLASSIFIERS = [  # a class token does not see how the patches attend to each oth
 ]
 
 
+def wrap(encoder):
+    return ClassifierConfig(encoder=encoder, num_classes=3)
+
+
 def short(config):
     """The name of a case: what differs from the default."""
     default = ClassifierConfig(encoder=tiny(), num_classes=3)
@@ -100,6 +106,30 @@ def test_logits_are_the_head_of_the_features():
     model, images = randomise(config.build()), random_images(2, 3, 32, 32)
     assert model.features(images).shape == (2, 32)
     assert torch.equal(model(images), model.head(model.features(images)))
+
+
+@pytest.mark.parametrize(
+    "encoder", [*ENCODERS, tiny(depth=1), tiny(drop_path=0.5)], ids=lambda encoder: short(wrap(encoder))
+)
+@pytest.mark.parametrize("pooling", [ClassToken(), ClassAndDistillation()], ids=["one", "two"])
+def test_patches_that_no_head_reads_are_left_out_of_the_last_block_alone(encoder, pooling):
+    encoder = replace(encoder, num_registers=2)
+    model = randomise(ClassifierConfig(encoder=encoder, pooling=pooling, num_classes=3).build()).double().train()
+    images, seen = random_images(3, 3, 32, 24).double(), []
+    for block in model.encoder.blocks:
+        block.register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
+
+    def answer(forward):
+        torch.manual_seed(0)
+        model.zero_grad()
+        logits = forward(images)
+        (logits * torch.linspace(-1, 1, logits.numel(), dtype=torch.float64).view_as(logits)).sum().backward()
+        return logits, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.numel()}
+
+    whole = answer(lambda images: model.head(model.pooling(model.encoder(images))))
+    tokens = [seen.pop() for _ in model.encoder.blocks]
+    torch.testing.assert_close(answer(model), whole, atol=1e-12, rtol=1e-9)
+    assert seen == [*tokens[1:], 3]
 
 
 def test_the_head_is_as_wide_as_what_is_pooled():

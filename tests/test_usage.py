@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from test_training import WORLD, carried_out, tiny
-from vitreous.budget import cost, plain_classifier
+from vitreous.budget import computed_gflops, plain_classifier
 from vitreous.run_folder import RunFolder
 from vitreous.trainee import Trainee
 from vitreous.usage import Usage, matmul_rate, peak_bytes
@@ -13,14 +13,14 @@ STATUS = Path("/proc/self/status")
 
 
 def test_mfu_is_three_forward_passes_an_image_over_what_the_device_can_do():
-    usage = Usage(tiny(), Trainee(tiny(), WORLD, num_classes=3))
-    spent = cost(plain_classifier(tiny().model, num_classes=3), image_size=8)
+    usage = Usage(Trainee(tiny(), WORLD, num_classes=3))
+    gflops = computed_gflops(plain_classifier(tiny().model, num_classes=3), image_size=8)
     can = matmul_rate(WORLD.device, WORLD.dtype, torch.get_num_threads())
-    assert usage.figures(100.0, shape=(8, 8))["mfu"] == pytest.approx(100 * 3 * spent.gflops * 1e9 / can)
+    assert usage.figures(100.0, shape=(8, 8))["mfu"] == pytest.approx(100 * 3 * gflops * 1e9 / can)
 
 
 def test_the_arithmetic_is_that_of_the_size_seen_in_training():
-    usage = Usage(tiny(), Trainee(tiny(), WORLD, num_classes=3))
+    usage = Usage(Trainee(tiny(), WORLD, num_classes=3))
     large, small = (usage.figures(1.0, shape=(side, side))["mfu"] for side in (16, 8))
     assert 3 * small < large < 5 * small
 

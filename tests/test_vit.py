@@ -302,7 +302,7 @@ def test_dropped_patches_are_other_ones_each_time_and_none_when_it_is_measured()
     encoder = vit("32x2/4", image_size=32, patch_drop=0.4).build()
     images, shown = torch.randn(3, 3, 32, 32), []
     encode = encoder.encode
-    encoder.encode = lambda tokens: shown.append(tokens) or encode(tokens)
+    encoder.encode = lambda tokens, **options: shown.append(tokens) or encode(tokens, **options)
     encoder(images)
     encoder(images)
     whole = encoder.embed(images)

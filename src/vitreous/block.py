@@ -82,8 +82,8 @@ class Attention(nn.Module):
     def forward(self, x: Sequence, where: Where) -> Sequence:
         q, k, v = self.heads(x, where)
         drop = self.attention_dropout if self.training else 0.0
-        bias = None if where.bias is None else where.bias(q)
-        mixed = attend(q, k, v, bias=bias, dropout=drop)
+        bias = None if where.bias is None else where.bias(q)[..., : where.asked, :]
+        mixed = attend(q[..., : where.asked, :], k, v, bias=bias, dropout=drop)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -119,7 +119,10 @@ def rotate(
 
 
 class Residual(nn.Module):
-    """Add a branch: scaled per channel and, in training, dropped per image (arXiv:1603.09382)."""
+    """Add a branch: scaled per channel and, in training, dropped per image (arXiv:1603.09382).
+
+    Of a branch for the first tokens alone, those alone come out.
+    """
 
     def __init__(self, config: Transformer, drop: float) -> None:
         super().__init__()
@@ -133,7 +136,7 @@ class Residual(nn.Module):
             kept = torch.rand(x.shape[0] // where.lines, 1, 1, device=x.device) >= self.drop
             kept = kept.repeat_interleave(where.lines, dim=0)
             branch = branch * (kept / (1 - self.drop)).to(branch.dtype)
-        return x + branch
+        return x[:, : branch.shape[1]] + branch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ class Block(Config):
 
     @abstractmethod
     def build(self, config: Transformer, *, drop_path: float) -> nn.Module:
-        """A module from (tokens, `Where` they are) to tokens; a branch is dropped with probability `drop_path`."""
+        """A module from (tokens, `Where` they are) to those asked for; a branch is dropped with that probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +209,7 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Sequence, where: Where) -> Sequence:
         y = self.norm(x)
-        return self.residual(x, self.attention(y, where) + self.mlp(y), where)
+        return self.residual(x, self.attention(y, where) + self.mlp(y[:, : where.asked]), where)
 
 
 @dataclass(frozen=True, kw_only=True)

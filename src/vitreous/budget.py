@@ -1,6 +1,7 @@
 """What a model, a training step and a run cost, from shapes alone: no weight is allocated, no formula kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,24 +65,33 @@ def plain_classifier(encoder: Encoder, *, num_classes: int = 1000) -> Classifier
 
 
 def cost(config: ClassifierConfig, *, image_size: int | tuple[int, int] | None = None) -> Cost:
-    """Parameters, GFLOPs and tokens.
+    """Parameters, GFLOPs and tokens, as published tables count: all tokens go through all blocks.
 
     Convolutions, matrix products and both products of attention are counted, those of pooling and head too; norms,
     activations, softmax and biases are not. (timm's tables count norms: 0.1 % of B/16, 1.5 % of R26+B/32.)
     """
-    size = image_size or config.encoder.image_size
-    shape = size if isinstance(size, tuple) else (size, size)
 
     def count(config: ClassifierConfig) -> tuple[int, ...]:
-        classifier = _outline(config).requires_grad_(False)
-        images = torch.empty(1, config.encoder.channels, *shape, device="meta")
-        with _Instead(UNCOUNTED), FlopCounterMode(display=False) as counter:
+        classifier, images = _outline(config).requires_grad_(False), _one_image(config, image_size)
+        with _counter() as counter:
             tokens = classifier.encoder(images)
             classifier.head(classifier.pooling(tokens))
         return _numbers(classifier), counter.get_total_flops(), tokens.prefix.shape[1] + tokens.patches.shape[1]
 
     parameters, flops, tokens = _of_depth(config, count)
     return Cost(parameters, flops / 1e9, tokens)
+
+
+def computed_gflops(config: ClassifierConfig, *, image_size: int | tuple[int, int] | None = None) -> float:
+    """What a classifier does for an image: `cost` without what its last block leaves out since no head reads it."""
+
+    def count(config: ClassifierConfig) -> tuple[int, ...]:
+        classifier, images = _outline(config).requires_grad_(False), _one_image(config, image_size)
+        with _counter() as counter:
+            classifier(images)
+        return (counter.get_total_flops(),)
+
+    return _of_depth(config, count)[0] / 1e9
 
 
 def training_exaflops(spent: Cost, *, images: float, epochs: float) -> float:
@@ -133,6 +143,18 @@ def _outline(config: ClassifierConfig) -> Classifier:
     """A classifier whose parameters have shapes and no values."""
     with torch.device("meta"):
         return config.build()
+
+
+def _one_image(config: ClassifierConfig, size: int | tuple[int, int] | None) -> Tensor:
+    size = size or config.encoder.image_size
+    shape = size if isinstance(size, tuple) else (size, size)
+    return torch.empty(1, config.encoder.channels, *shape, device="meta")
+
+
+@contextmanager
+def _counter() -> Iterator[FlopCounterMode]:
+    with _Instead(UNCOUNTED), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def _numbers(module: nn.Module) -> int:

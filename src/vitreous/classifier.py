@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitreous.config import Config, check_ranges
 from vitreous.errors import InputError
 from vitreous.head import DistilledHead, Head, LinearHead
-from vitreous.pooling import ClassAndDistillation, ClassToken, Pooling
+from vitreous.pooling import ClassAndDistillation, ClassToken, FirstPrefix, Pooling
 from vitreous.tokens import Encoder
 from vitreous.vit import ViTConfig
 
@@ -49,6 +49,8 @@ class Classifier(nn.Module):
 
     def features(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch features"]:
         """One vector an image: what the head sees, and what embeddings are."""
+        if isinstance(self.pooling, FirstPrefix):  # what the last block would make of the patches, nobody reads
+            return self.pooling(self.encoder(images, prefix_only=True))
         return self.pooling(self.encoder(images))
 
     def forward(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch num_classes"]:

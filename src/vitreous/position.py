@@ -41,6 +41,8 @@ class Where:
     bias: LogitBias | None = None
     lines: int = 1
     """Sequences that one image is cut into (axial attention)."""
+    asked: int | None = None
+    """How many of the first tokens the block is to give; None for all. It looks at all in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)

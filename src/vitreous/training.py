@@ -99,7 +99,7 @@ class Training:
         )
         start = replace(run, weights=None) if begun else run  # what they started from may be gone by now
         self.trainee = Trainee(start, world, num_classes=len(data.classes))
-        self.usage = Usage(run, self.trainee)
+        self.usage = Usage(self.trainee)
         self.checkpoints = Checkpoints(
             folder.checkpoints,
             world=world,

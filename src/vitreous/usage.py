@@ -7,10 +7,9 @@ import time
 
 import torch
 
-from vitreous.budget import cost, plain_classifier
+from vitreous.budget import computed_gflops
 from vitreous.classifier import ClassifierConfig
 from vitreous.objectives.supervised import SupervisedObjective
-from vitreous.run import Run
 from vitreous.trainee import Trainee
 
 TRIAL_S = 0.2
@@ -24,12 +23,12 @@ BACKWARD = 3
 class Usage:
     """What a run's lines say of memory and arithmetic."""
 
-    def __init__(self, run: Run, trainee: Trainee) -> None:
+    def __init__(self, trainee: Trainee) -> None:
         self.world = trainee.world
-        self.plain: ClassifierConfig | None = None
+        self.classifier: ClassifierConfig | None = None
         """What is computed for an image; None for an objective whose work is not that of one forward pass."""
         if isinstance(trainee.objective, SupervisedObjective):
-            self.plain = plain_classifier(run.model, num_classes=trainee.num_classes)
+            self.classifier = trainee.objective.classifier.config
             self.can = matmul_rate(self.world.device, self.world.dtype, torch.get_num_threads()) * self.world.size
 
     def figures(self, images_per_s: float, *, shape: tuple[int, int]) -> dict[str, float]:
@@ -39,15 +38,15 @@ class Usage:
         again, and is measured against matrix products of the same precision here, not against a data sheet.
         """
         found = {"peak_mb": peak_bytes(self.world.device) / 1e6}
-        if self.plain is not None:
-            found["mfu"] = images_per_s * training_flops(self.plain, shape) / self.can
+        if self.classifier is not None:
+            found["mfu"] = images_per_s * training_flops(self.classifier, shape) / self.can
         return found
 
 
 @functools.cache
-def training_flops(plain: ClassifierConfig, shape: tuple[int, int]) -> float:
+def training_flops(classifier: ClassifierConfig, shape: tuple[int, int]) -> float:
     """Floating-point operations of training on one image."""
-    return BACKWARD * 1e9 * cost(plain, image_size=shape).gflops
+    return BACKWARD * 1e9 * computed_gflops(classifier, image_size=shape)
 
 
 def peak_bytes(device: torch.device) -> int:

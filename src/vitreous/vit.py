@@ -144,21 +144,28 @@ class ViT(nn.Module):
             grid=grid,
         )
 
-    def encode(self, tokens: Tokens) -> Tokens:
-        """The tokens after all blocks and the final norm (Eq. 2 to 4)."""
+    def encode(self, tokens: Tokens, *, prefix_only: bool = False) -> Tokens:
+        """The tokens after all blocks and the final norm (Eq. 2 to 4).
+
+        Args:
+            prefix_only: whether the last block computes the prefix alone and no patches come out; the prefix is the
+                same but for rounding. Eq. 4 reads the class token alone.
+        """
         num_prefix = tokens.prefix.shape[1]
         x = self.stem_norm(torch.cat([tokens.prefix.to(tokens.patches.dtype), tokens.patches], dim=1))
         places = self.position.attention(tokens, len(self.blocks))
+        if prefix_only:
+            places[-1] = replace(places[-1], asked=num_prefix)
         for layer, (block, where) in enumerate(zip(self.blocks, places, strict=True)):
             x = block(self.position.before_block(x, layer, tokens), where)
         x = self.norm(x)
         return replace(tokens, prefix=x[:, :num_prefix], patches=x[:, num_prefix:])
 
-    def forward(self, images: Float[Tensor, "batch channels height width_px"]) -> Tokens:
+    def forward(self, images: Float[Tensor, "batch channels height width_px"], *, prefix_only: bool = False) -> Tokens:
         tokens = self.embed(images)
         if self.training and self.config.patch_drop:
             tokens = tokens.keep(self._some_patches(tokens.patches))
-        return self.encode(tokens)
+        return self.encode(tokens, prefix_only=prefix_only)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -83,7 +83,7 @@ def cost(config: ClassifierConfig, *, image_size: int | tuple[int, int] | None =
 
 
 def computed_gflops(config: ClassifierConfig, *, image_size: int | tuple[int, int] | None = None) -> float:
-    """What a classifier does for an image: `cost` without what its last block leaves out since no head reads it."""
+    """A forward pass in training: `cost` without what the last block leaves out, since no head reads it."""
 
     def count(config: ClassifierConfig) -> tuple[int, ...]:
         classifier, images = _outline(config).requires_grad_(False), _one_image(config, image_size)

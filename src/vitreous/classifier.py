@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Float[Tensor, "batch channels height width_px"]) -> Float[Tensor, "batch features"]:
         """One vector an image: what the head sees, and what embeddings are."""
-        if isinstance(self.pooling, FirstPrefix):  # what the last block would make of the patches, nobody reads
+        if self.training and isinstance(self.pooling, FirstPrefix):  # nobody reads what would become of the patches
             return self.pooling(self.encoder(images, prefix_only=True))
         return self.pooling(self.encoder(images))
 

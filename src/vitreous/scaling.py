@@ -12,8 +12,10 @@ import torch
 from vitreous.budget import cost, memory
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
+from vitreous.head import LinearHead
 from vitreous.optim import OptimizerConfig
 from vitreous.parallel import FullShard, HybridShard, Parallel, Replicate, units
+from vitreous.pooling import Mean
 from vitreous.vit import ViTConfig
 
 FLOAT32 = 4
@@ -71,7 +73,7 @@ class Work:
     activations: int
     """Bytes that wait for the backward pass, of one image."""
     recomputed: int
-    """The same when blocks are computed again: inputs of all blocks, and everything of one."""
+    """The same when blocks are computed again: inputs of all blocks, and everything of the largest."""
 
     @property
     def parameters(self) -> int:
@@ -161,9 +163,10 @@ def work(config: ClassifierConfig, *, optimizer: OptimizerConfig, dtype: torch.d
     inside = {parameter for block in blocks for parameter in block}
     rest = [parameter for parameter in classifier.parameters() if parameter not in inside]
     spent = cost(config)
-    one, two = (
-        memory(replace(config, encoder=replace(encoder, depth=depth)), optimizer=optimizer.build, dtype=dtype)
-        for depth in (1, 2)
+    shallow, deeper = (replace(config, encoder=replace(encoder, depth=depth)) for depth in (1, 2))
+    complete = replace(shallow, pooling=Mean(), head=LinearHead())  # where patches are read, no block leaves them out
+    one, two, whole = (
+        memory(config, optimizer=optimizer.build, dtype=dtype) for config in (shallow, deeper, complete)
     )
     block = two.activations - one.activations
     return Work(
@@ -172,7 +175,7 @@ def work(config: ClassifierConfig, *, optimizer: OptimizerConfig, dtype: torch.d
         optimizer=one.optimizer + (encoder.depth - 1) * (two.optimizer - one.optimizer),
         cast=one.weights + (encoder.depth - 1) * (two.weights - one.weights),
         activations=one.activations + (encoder.depth - 1) * block,
-        recomputed=one.activations + (encoder.depth - 1) * FLOAT32 * spent.tokens * encoder.width,
+        recomputed=max(one.activations, whole.activations) + (encoder.depth - 1) * FLOAT32 * spent.tokens * encoder.width,
     )
 
 

@@ -165,9 +165,7 @@ def work(config: ClassifierConfig, *, optimizer: OptimizerConfig, dtype: torch.d
     spent = cost(config)
     shallow, deeper = (replace(config, encoder=replace(encoder, depth=depth)) for depth in (1, 2))
     complete = replace(shallow, pooling=Mean(), head=LinearHead())  # where patches are read, no block leaves them out
-    one, two, whole = (
-        memory(config, optimizer=optimizer.build, dtype=dtype) for config in (shallow, deeper, complete)
-    )
+    one, two, whole = (memory(config, optimizer=optimizer.build, dtype=dtype) for config in (shallow, deeper, complete))
     block = two.activations - one.activations
     return Work(
         groups=tuple(tuple(tuple(parameter.shape) for parameter in group) for group in [*blocks, rest]),
@@ -175,7 +173,8 @@ def work(config: ClassifierConfig, *, optimizer: OptimizerConfig, dtype: torch.d
         optimizer=one.optimizer + (encoder.depth - 1) * (two.optimizer - one.optimizer),
         cast=one.weights + (encoder.depth - 1) * (two.weights - one.weights),
         activations=one.activations + (encoder.depth - 1) * block,
-        recomputed=max(one.activations, whole.activations) + (encoder.depth - 1) * FLOAT32 * spent.tokens * encoder.width,
+        recomputed=max(one.activations, whole.activations)
+        + (encoder.depth - 1) * FLOAT32 * spent.tokens * encoder.width,
     )
 
 

@@ -103,7 +103,7 @@ NORMED_ALIKE = [
     ClassifierConfig(encoder=tiny(num_registers=1), pooling=ClassAndDistillation(), head=DistilledHead()),
 ]
 NORMED_IN_FLOAT32_ON_GPUS_ALONE = [
-    plain_classifier(tiny(depth=4, block=BranchNorm(), position=SinCos2d())),
+    plain_classifier(tiny(depth=4, width=64, mlp_dim=128, block=BranchNorm(), position=SinCos2d())),
     plain_classifier(tiny(depth=4, stem=ResNetStem(units=(1, 2)))),
     plain_classifier(ResNetConfig(units=(1, 2), image_size=64)),
 ]
@@ -234,7 +234,7 @@ def test_activations_in_bfloat16_are_what_autograd_holds_where_attention_is_fuse
 def test_activations_in_float32_are_what_autograd_holds(config):
     said = memory(config, optimizer=AdamW().build)
     real = held_bytes(config, batch_size=5, dtype=torch.float32)
-    assert said.weights + 5 * said.activations == pytest.approx(real, rel=0.02)  # GPUs pad attention's sums
+    assert said.weights + 5 * said.activations == pytest.approx(real, rel=0.01)  # GPUs pad attention's sums
 
 
 @pytest.mark.parametrize("config", BIASED)

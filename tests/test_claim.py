@@ -98,17 +98,20 @@ def race(actors: tuple[Actor, Actor], *, first: int) -> list[str]:
 
 
 def test_of_two_processes_that_race_one_holds(run, actor):
-    both = (actor(), actor())
+    both, named = (actor(), actor()), []
     for i in range(50):
         said = race(both, first=i % 2)
         assert sorted(word.partition(":")[0] for word in said) == ["InputError", "done"]
         winner = both[said.index("done")]
         refused = said[1 - said.index("done")]
-        named = f"pid {winner.pid})" in refused  # unless it holds the lock, but has not said yet who it is
-        assert named or refused.startswith(f"InputError: another process is writing into {run.path}")
+        named.append(f"pid {winner.pid}) is writing into {run.path}" in refused)
+        assert named[-1] or refused.startswith(
+            f"InputError: another process is writing into {run.path}"
+        )  # who: not yet
         assert winner.does("claim.check()") == "done"
         assert winner.does("answer = claim.attempt") == str(2 + i)
         assert winner.does(LEAVE) == "done"
+    assert sum(named) > 25
     assert {path.name for path in run.path.iterdir()} == {"run.json", "claim.json"}
 
 
@@ -259,7 +262,7 @@ def test_a_restarted_job_waits_for_the_process_that_is_about_to_end(run, actor):
     patient.tell(CLAIM.replace("claimed()", "claimed(wait_s=30)"))
     began = time.monotonic()
     assert f"pid {holder.pid}" in hasty.does(CLAIM.replace("claimed()", "claimed(wait_s=0.5)"))
-    assert time.monotonic() - began >= 0.5
+    assert 0.5 <= time.monotonic() - began < 15
     assert holder.does(LEAVE) == "done"
     left = time.monotonic()
     assert patient.hear() == "done"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from contracts import variants
 from references import random_images, randomise, tiny
 from vitreous.block import Axial, Block
+from vitreous.budget import plain_classifier
 from vitreous.classifier import ClassifierConfig
 from vitreous.errors import InputError
 from vitreous.feed_forward import FeedForward
@@ -53,10 +54,6 @@ CLASSIFIERS = [  # a class token does not see how the patches attend to each oth
         )
     ),
 ]
-
-
-def wrap(encoder):
-    return ClassifierConfig(encoder=encoder, num_classes=3)
 
 
 def short(config):
@@ -109,7 +106,9 @@ def test_logits_are_the_head_of_the_features():
 
 
 @pytest.mark.parametrize(
-    "encoder", [*ENCODERS, tiny(depth=1), tiny(drop_path=0.5)], ids=lambda encoder: short(wrap(encoder))
+    "encoder",
+    [*ENCODERS, tiny(depth=1), tiny(drop_path=0.5)],
+    ids=lambda encoder: short(plain_classifier(encoder, num_classes=3)),
 )
 @pytest.mark.parametrize("pooling", [ClassToken(), ClassAndDistillation()], ids=["one", "two"])
 def test_patches_that_no_head_reads_are_left_out_of_the_last_block_alone(encoder, pooling):
